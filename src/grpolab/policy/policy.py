@@ -1,0 +1,267 @@
+"""The trained language model: loading, text ↔ tokens, and log-probabilities of given tokens."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpolab.component import ConfigError
+from grpolab.config import Hardware, Lora, Model
+from grpolab.policy.locate import locate
+from grpolab.rng import global_stream
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of `hardware.device`; auto: CUDA, then MPS, then CPU."""
+    if name != "auto":
+        available = {"cpu": True, "cuda": torch.cuda.is_available()}
+        available["mps"] = torch.backends.mps.is_available()
+        if not available[name]:
+            usable = ", ".join(d for d, there in available.items() if there)
+            raise ConfigError(f"hardware.device: no {name} here; allowed: auto, {usable}.")
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of `hardware.dtype`; auto: bfloat16 on CUDA, else float32."""
+    if name == "auto":
+        name = "bfloat16" if device.type == "cuda" else "float32"
+    return DTYPES[name]
+
+
+@dataclass
+class TokenLogps:
+    """What a forward pass over given tokens yields; [n, T] each, float32 at least."""
+
+    logps: Tensor
+    entropy: Tensor
+    """Of the whole distribution at each position; no gradient."""
+    logits: Tensor | None = None
+    """[n, T, V], only where asked for."""
+
+
+class Encoder:
+    """A tokenizer with the model's prompt format; needs no weights."""
+
+    def __init__(self, settings: Model) -> None:
+        from transformers import AutoConfig, AutoTokenizer
+
+        self.settings = settings
+        self.path = locate(settings.name)
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(self.path)
+            self.config: Any = AutoConfig.from_pretrained(self.path)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"model.name: cannot load {settings.name!r} ({reason}); allowed: tiny, a local "
+                "folder, a hub id that can be reached, or a name that `grpolab fetch` has cached."
+            ) from error
+
+    @property
+    def context(self) -> int:
+        """Positions the model was built for."""
+        return int(getattr(self.config, "max_position_embeddings", 0) or 1 << 30)
+
+    def encode(self, prompts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each prompt, in the model's format."""
+        return [self._encode_one(p) for p in prompts]
+
+    def _encode_one(self, prompt: str) -> list[int]:
+        use_chat = self.settings.template == "chat" or (
+            self.settings.template == "auto" and self.tokenizer.chat_template is not None
+        )
+        if not use_chat:
+            return list(self.tokenizer(prompt)["input_ids"])
+        messages = [{"role": "user", "content": prompt}]
+        if self.settings.system is not None:
+            messages.insert(0, {"role": "system", "content": self.settings.system})
+        ids = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True
+        )["input_ids"]
+        return list(ids)
+
+    def decode(self, ids: Tensor, mask: Tensor) -> list[str]:
+        """The text of each row's valid tokens, without special tokens."""
+        rows = [row[m].tolist() for row, m in zip(ids.cpu(), mask.cpu(), strict=True)]
+        return [self.tokenizer.decode(r, skip_special_tokens=True) for r in rows]
+
+
+class Policy:
+    """A causal language model under training.
+
+    Weights stay float32 below a lower `dtype` (autocast) unless `hardware.master_weights` is off;
+    the sampler then reads a copy in that dtype, refreshed by `sync` after every update.
+    """
+
+    def __init__(self, encoder: Encoder, hardware: Hardware, *, seed: int = 0) -> None:
+        self.encoder = encoder
+        self.device = pick_device(hardware.device)
+        self.dtype = pick_dtype(hardware.dtype, self.device)
+        self.autocasts = hardware.master_weights and self.dtype != torch.float32
+        stored = torch.float32 if hardware.master_weights else self.dtype
+        model = load_model(encoder, stored, seed)
+        if encoder.settings.lora is not None:
+            model = with_lora(model, encoder.settings.lora, seed)
+        self.model: Any = model.to(self.device).eval()
+        self.sampling_model: Any = self.model
+        if self.autocasts:
+            self.sampling_model = copy.deepcopy(self.model).to(self.dtype).requires_grad_(False)
+        self.end_ids = end_tokens(self.model, encoder.tokenizer)
+
+    @property
+    def pad_id(self) -> int:
+        """What padding holds; masked everywhere, so any token would do."""
+        pad = self.encoder.tokenizer.pad_token_id
+        return int(pad if pad is not None else self.end_ids[0])
+
+    def sync(self) -> None:
+        """Copies the trained weights into the sampler's copy, where there is one."""
+        if self.sampling_model is self.model:
+            return
+        with torch.no_grad():
+            pairs = zip(self.sampling_model.parameters(), self.model.parameters(), strict=True)
+            targets, sources = zip(*pairs, strict=True)
+            torch._foreach_copy_(list(targets), list(sources))
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters that learn, by name."""
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def frozen_copy(self) -> Any:
+        """The start weights for a reference: a copy, or None where LoRA's base serves."""
+        if self.encoder.settings.lora is not None:
+            return None
+        return copy.deepcopy(self.model).to(self.dtype).requires_grad_(False)
+
+    @contextmanager
+    def base_weights(self) -> Iterator[Any]:
+        """The model without its adapters."""
+        with self.model.disable_adapter():
+            yield self.model
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """The autocast of a forward pass of the float32 weights."""
+        if not self.autocasts:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def token_logps(
+        self,
+        prompt_ids: Tensor,
+        prompt_lengths: Tensor,
+        completion_ids: Tensor,
+        mask: Tensor,
+        *,
+        model: Any = None,
+        keep_logits: bool = False,
+    ) -> TokenLogps:
+        """Log-probabilities of the completions' tokens; gradients flow where enabled.
+
+        Rows are laid out as prompt + completion with the padding behind, so a causal model needs
+        no attention mask and positions count from 0.
+
+        Args:
+            prompt_ids: [n, S], padded on the right.
+            prompt_lengths: [n].
+            completion_ids: [n, T], padded on the right.
+            mask: [n, T].
+            model: whose; the trained policy's by default.
+            keep_logits: return [n, T, V] as well.
+        """
+        ids, positions = join_rows(prompt_ids, prompt_lengths, completion_ids, mask, self.pad_id)
+        first = int(prompt_lengths.min()) - 1 if self.device.type == "cpu" else 0
+        with self.precision():
+            output = (model or self.model)(
+                input_ids=ids, use_cache=False, logits_to_keep=ids.shape[1] - first
+            )
+        # position t of a completion is predicted from the token before it: [n, T, V]
+        index = (positions - 1 - first).unsqueeze(-1).expand(-1, -1, output.logits.shape[-1])
+        logits = output.logits.gather(1, index).to(torch.promote_types(self.dtype, torch.float32))
+        normaliser = logits.logsumexp(dim=-1)
+        chosen = logits.gather(-1, completion_ids.unsqueeze(-1)).squeeze(-1)
+        with torch.no_grad():
+            plain = logits.detach()
+            probabilities = (plain - normaliser.detach().unsqueeze(-1)).exp()
+            entropy = normaliser.detach() - (probabilities * plain).sum(dim=-1)
+        return TokenLogps(chosen - normaliser, entropy, logits if keep_logits else None)
+
+    def save(self, folder: Path) -> None:
+        """Exports model and tokenizer: `AutoModelForCausalLM.from_pretrained(folder)` loads it."""
+        model = self.model
+        if self.encoder.settings.lora is not None:
+            model = copy.deepcopy(model).merge_and_unload()
+        model.save_pretrained(folder)
+        self.encoder.tokenizer.save_pretrained(folder)
+
+
+def join_rows(
+    prompt_ids: Tensor, prompt_lengths: Tensor, completion_ids: Tensor, mask: Tensor, pad_id: int
+) -> tuple[Tensor, Tensor]:
+    """(ids [n, S+T] with each completion right behind its prompt, positions [n, T] of its
+    tokens). Masked positions hold the pad token."""
+    n, width = completion_ids.shape
+    ids = torch.nn.functional.pad(prompt_ids, (0, width), value=pad_id)
+    steps = torch.arange(width, device=ids.device)
+    positions = prompt_lengths.unsqueeze(1) + steps  # [n, T]
+    columns = torch.arange(ids.shape[1], device=ids.device).expand(n, -1)
+    ids = torch.where(columns < prompt_lengths.unsqueeze(1), ids, pad_id)
+    return ids.scatter(1, positions, torch.where(mask, completion_ids, pad_id)), positions
+
+
+def load_model(encoder: Encoder, dtype: torch.dtype, seed: int) -> Any:
+    """The weights, from safetensors only; or random ones of the same shapes."""
+    from transformers import AutoModelForCausalLM
+
+    attention = encoder.settings.attention
+    if encoder.settings.random_weights:
+        with global_stream(seed, "init"):
+            return AutoModelForCausalLM.from_config(
+                encoder.config, dtype=dtype, attn_implementation=attention
+            )
+    return AutoModelForCausalLM.from_pretrained(
+        encoder.path, dtype=dtype, use_safetensors=True, attn_implementation=attention
+    )
+
+
+def with_lora(model: Any, lora: Lora, seed: int) -> Any:
+    """The model with adapters; they start as the identity."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ConfigError("model.lora needs the package peft: pip install 'grpolab[lora]'.") from error
+    with global_stream(seed, "init"):
+        return get_peft_model(
+            model,
+            LoraConfig(
+                r=lora.r,
+                lora_alpha=lora.alpha,
+                target_modules=lora.target_modules,
+                task_type="CAUSAL_LM",
+            ),
+        )
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end a completion: the generation config's, or else the tokenizer's."""
+    found = getattr(model.generation_config, "eos_token_id", None)
+    if found is None:
+        found = tokenizer.eos_token_id
+    if found is None:
+        raise ConfigError("model.name: the model has no end token; allowed: one with an eos token.")
+    ids = list(found) if isinstance(found, (list, tuple)) else [int(found)]
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ids:
+        ids.append(int(tokenizer.eos_token_id))
+    return ids

@@ -1,0 +1,178 @@
+"""From a sweep to its files: verdicts.csv, runs.csv, figures and tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from grpolab.results import figures, style
+from grpolab.results.frames import Results, refuse
+from grpolab.results.load import load
+from grpolab.results.summary import (
+    arm_table,
+    check_metric,
+    check_one_study,
+    run_values,
+    verdicts,
+)
+
+CURVE_METRICS = ("reward/mean", "eval/accuracy", "eval/pass@1")
+
+
+@dataclass(frozen=True)
+class AnalyzeOutput:
+    """What `analyze` wrote, and the frames behind it."""
+
+    out: Path
+    verdicts_csv: Path
+    runs_csv: Path
+    tables: tuple[Path, ...]
+    figures: tuple[Path, ...]
+    verdicts: pd.DataFrame
+    arms: pd.DataFrame
+    runs: pd.DataFrame
+
+
+def analyze(
+    *,
+    output_dir: str | Path = "outputs",
+    sweep: str | None = None,
+    study: str | None = None,
+    uri: str | None = None,
+    out: str | Path | None = None,
+    metric: str = "eval/accuracy",
+) -> AnalyzeOutput:
+    """Load the runs (see `load`) and write their analysis under `out`.
+
+    Default `out`: `<output_dir>/analysis/<sweep or study>`. Nothing is written if the results or
+    the metric do not exist (ResultsError).
+    """
+    results = load(output_dir=output_dir, sweep=sweep, study=study, uri=uri)
+    check_one_study(results)
+    check_metric(results, metric)
+    folder = Path(out) if out is not None else default_out(output_dir, results, sweep, study)
+    judged, arms = verdicts(results, metric), arm_table(results, metric)
+    runs = run_values(results, metric)
+    folder.mkdir(parents=True, exist_ok=True)
+    judged.to_csv(folder / "verdicts.csv", index=False)
+    runs.to_csv(folder / "runs.csv", index=False)
+    return AnalyzeOutput(
+        out=folder,
+        verdicts_csv=folder / "verdicts.csv",
+        runs_csv=folder / "runs.csv",
+        tables=write_tables(arms, folder / "tables"),
+        figures=write_figures(results, metric, folder / "figures"),
+        verdicts=judged,
+        arms=arms,
+        runs=runs,
+    )
+
+
+def default_out(
+    output_dir: str | Path, results: Results, sweep: str | None, study: str | None
+) -> Path:
+    """`<output_dir>/analysis/<sweep or study>`, `latest` under the name of its sweep."""
+    name = study or "all"
+    if sweep is not None:
+        name = str(results.runs["sweep"].iloc[0])
+    return Path(output_dir) / "analysis" / name
+
+
+def write_figures(results: Results, metric: str, folder: Path) -> tuple[Path, ...]:
+    """The learning curves and the final comparison as PNG, PDF, SVG and caption each."""
+    metrics = curve_metrics(results, metric)
+    curves = style.save(
+        figures.learning_curves(results, metrics),
+        folder,
+        "learning_curves",
+        figures.learning_curves_caption(results, metrics),
+    )
+    final = style.save(
+        figures.final_comparison(results, metric),
+        folder,
+        "final_comparison",
+        figures.final_comparison_caption(results, metric),
+    )
+    return (*curves, *final)
+
+
+def curve_metrics(results: Results, metric: str) -> list[str]:
+    """The rows of the learning curves: the usual metrics that were logged, and `metric`."""
+    logged = set(results.history["metric"])
+    return [name for name in dict.fromkeys([*CURVE_METRICS, metric]) if name in logged]
+
+
+def write_tables(arms: pd.DataFrame, folder: Path) -> tuple[Path, ...]:
+    """arms.csv (full precision) and arms.md (to read)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arms.to_csv(folder / "arms.csv", index=False)
+    (folder / "arms.md").write_text(arms_markdown(arms), encoding="utf-8")
+    return folder / "arms.csv", folder / "arms.md"
+
+
+def arms_markdown(arms: pd.DataFrame) -> str:
+    """The table of arms as Markdown; the interval is Student-t 95 % over seeds."""
+    head = ["study", "arm", "n", "start", "final", "95 % interval", "rise"]
+    rows = [
+        [
+            row["study"],
+            row["arm"] + (" (baseline)" if row["baseline"] and row["arm"] != "baseline" else ""),
+            str(row["n"]) if row["n"] == row["runs"] else f"{row['n']} of {row['runs']}",
+            _number(row["start"]),
+            _number(row["final"]),
+            _span(row["low"], row["high"]),
+            _number(row["rise"], signed=True),
+        ]
+        for row in arms.to_dict("records")
+    ]
+    lines = [head, ["---"] * 2 + ["---:"] * 5, *rows]
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    metric = arms["metric"].iloc[0] if len(arms) else ""
+    note = "mean of the last 10 % of evaluations, Student-t interval over n seeds"
+    return f"{table}\n\n{metric}: final = {note}; rise = final - first evaluation.\n"
+
+
+def summary(output: AnalyzeOutput) -> str:
+    """A few lines for the terminal: runs, each arm's difference and verdict, where it went."""
+    states = output.runs["status"].value_counts().sort_index()
+    counted = ", ".join(f"{count} {state}" for state, count in states.items())
+    lines = [f"{len(output.runs)} runs ({counted})"]
+    width = max((len(str(arm)) for arm in output.verdicts["arm"]), default=0)
+    for row in output.verdicts.itertuples(index=False):
+        lines.append(
+            f"  {row.arm!s:<{width}}  {_number(row.mean)} against {_number(row.baseline_mean)}, "
+            f"difference {_number(row.delta, signed=True)} {_span(row.low, row.high)}, "
+            f"n={row.n}, p={_number(row.p_corrected)}: {row.verdict}"
+        )
+    if output.verdicts.empty:
+        lines.append("  no verdicts: no arm to compare with a baseline")
+    return "\n".join([*lines, f"written to {output.out}"])
+
+
+def read_arguments(
+    argv: Sequence[str], defaults: Mapping[str, str | None]
+) -> dict[str, str | None]:
+    """`key=value` arguments of a script over `defaults`; ResultsError for a key not among them."""
+    given = dict(defaults)
+    for argument in argv:
+        key, separator, value = argument.partition("=")
+        if key not in defaults or not separator:
+            raise refuse(key, value, "no such argument of this script", sorted(defaults))
+        given[key] = None if value in ("", "null") else value
+    return given
+
+
+def _number(value: object, signed: bool = False) -> str:
+    number = float(str(value))
+    if math.isnan(number):
+        return "–"
+    return f"{number:+.3f}" if signed else f"{number:.3f}"
+
+
+def _span(low: object, high: object) -> str:
+    both = f"[{_number(low)}, {_number(high)}]"
+    return "–" if "–" in both else both

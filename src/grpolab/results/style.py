@@ -1,0 +1,112 @@
+"""The look of every figure: paper widths, fonts, and one fixed style an arm.
+
+A figure is one or two columns wide (3.3 or 6.9 inches) with 7–8 pt text, so that it needs no
+scaling on the page. Text stays text in PDF and SVG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+SINGLE_COLUMN, DOUBLE_COLUMN = 3.3, 6.9  # inches
+PAPER: Any = {  # Any: matplotlib types the keys one by one
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: the same bytes on every machine
+    "font.size": 7,
+    "axes.labelsize": 7.5,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.limits": (-3, 4),
+    "grid.color": "0.9",
+    "grid.linewidth": 0.5,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.3,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "grpolab",  # without it every SVG has new random ids
+    "savefig.dpi": 200,
+}
+# Okabe and Ito (2008) without black, the baseline's, and yellow, too faint for a line on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.2, 1, 1.2)))
+MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+
+
+@dataclass(frozen=True)
+class ArmStyle:
+    """How one arm looks in every figure."""
+
+    label: str
+    colour: str
+    line: Any
+    marker: str
+    width: float = 1.3
+
+
+def arm_styles(runs: pd.DataFrame) -> dict[str, ArmStyle]:
+    """{arm: style}, baseline first and black, then the arms in sorted order.
+
+    Styles depend on the names of the arms alone, so that an arm keeps its style across figures.
+    24 arms are told apart by colour and line, and neighbours by their marker too.
+    """
+    baselines = sorted(set(runs.loc[runs["baseline"], "arm"]))
+    styles = {arm: ArmStyle(readable(arm), "black", "-", "o", 1.6) for arm in baselines}
+    for i, arm in enumerate(sorted(set(runs["arm"]) - set(baselines))):
+        line = LINES[i // len(COLOURS) % len(LINES)]
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        styles[arm] = ArmStyle(readable(arm), colour, line, marker)
+    return styles
+
+
+def readable(arm: str) -> str:
+    """An arm's overrides as a label that can break and breathe: `clip=cispo, kl=k3`."""
+    return ", ".join(part.strip() for part in arm.split(","))
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure (inches) with constrained layout, outside pyplot's global state."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, folder: Path, name: str, caption: str) -> list[Path]:
+    """Write `name`.png (200 dpi), .pdf, .svg and .caption.txt; the same input, the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dates: dict[str, dict[str, Any]] = {
+        "png": {},
+        "pdf": {"CreationDate": None},
+        "svg": {"Date": None},
+    }
+    paths = []
+    with matplotlib.rc_context(PAPER):
+        for kind, metadata in dates.items():
+            path = folder / f"{name}.{kind}"
+            figure.savefig(path, metadata=metadata)
+            paths.append(path)
+    text = folder / f"{name}.caption.txt"
+    text.write_text(caption.strip() + "\n", encoding="utf-8")
+    return [*paths, text]
+
+
+def join(parts: Iterable[str]) -> str:
+    """Sentences of a caption, empty ones left out."""
+    return " ".join(part for part in parts if part)

@@ -1,0 +1,47 @@
+"""What a reward is: completions with their examples in, one score each out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from grpolab.tasks.base import Example, Task
+
+
+@dataclass(frozen=True)
+class RewardInputs:
+    """N completions, prompt-major (the G completions of one prompt stand together)."""
+
+    completions: Sequence[str]
+    examples: Sequence[Example]
+    task: Task
+    lengths: Sequence[int]
+    """Tokens of each completion, the end token included."""
+    truncated: Sequence[bool]
+    """True where the completion hit the token limit without an end token."""
+    max_length: int
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One score per completion (NaN: unscorable), and each part of a mixture on its own."""
+
+    total: list[float]
+    parts: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reward(ABC):
+    """Base of every reward: its fields are its settings."""
+
+    group: ClassVar[str] = "reward"
+    name: ClassVar[str]
+
+    @abstractmethod
+    def __call__(self, inputs: RewardInputs) -> Scores:
+        """Score N completions. What raises or exceeds its time limit is NaN for that sample."""

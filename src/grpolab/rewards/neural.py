@@ -1,0 +1,198 @@
+"""A reward model: any sequence classifier of Transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from grpolab.objective.settings import setting
+from grpolab.rewards.base import Reward, RewardInputs, Scores
+from grpolab.rewards.guard import Guard
+
+MISSING = "???"
+
+
+@dataclass(frozen=True)
+class Neural(Reward):
+    """The score of an `AutoModelForSequenceClassification`, from the hub or a local folder.
+
+    logits [N, C] → [N]: the logit of `label`, its sigmoid, or its softmax share over the C labels;
+    then clipped to `clip`. A prompt and its completion go in as a chat of two messages if the model's
+    tokenizer has a chat template, else as prompt + completion. An input that is too long loses its
+    beginning, since the completion stands at the end.
+
+    The model is loaded at the first call, once per instance, in evaluation mode and with safetensors
+    weights only. Scores do not depend on `batch_size`, up to rounding.
+
+    Raises (at the first call):
+        ConfigError: a model that cannot be loaded, has no trained classification head (its scores
+            would be random) or has no such label.
+    """
+
+    name: ClassVar[str] = "neural"
+
+    model: str = setting(MISSING, "Hub id or local folder of a sequence classifier.")
+    revision: str = setting("main", "Revision on the hub.")
+    score: Literal["logit", "sigmoid", "softmax"] = setting("logit", "From logits to the score.")
+    label: int = setting(0, "Index of the label whose score counts.", ge=0)
+    clip: list[float] | None = setting(None, "[low, high] of the score; null: not clipped.")
+    batch_size: int = setting(16, "Completions in one forward pass.", ge=1)
+    max_length: int | None = setting(None, "Longest input in tokens; null: the model's own.", ge=1)
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: cuda where there is one.")
+    dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the weights.")
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and (len(self.clip) != 2 or not self.clip[0] < self.clip[1]):
+            raise ValueError(f"clip: {self.clip} is not allowed; allowed: [low, high], low < high")
+
+    def __call__(self, inputs: RewardInputs) -> Scores:
+        """One score for each of the N completions."""
+        classifier = self._classifier  # outside the guard: a model that cannot load ends the run
+        texts = [
+            (example.prompt, completion)
+            for completion, example in zip(inputs.completions, inputs.examples, strict=True)
+        ]
+        # Alike lengths together: less padding.
+        order = sorted(range(len(texts)), key=lambda index: sum(map(len, texts[index])))
+        scores = [0.0] * len(texts)
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            call = partial(self._batch, classifier, [texts[index] for index in chosen])
+            for index, score in zip(chosen, self._guard.scores(call, len(chosen)), strict=True):
+                scores[index] = score
+        return Scores(scores)
+
+    def _batch(self, classifier: Classifier, texts: Sequence[tuple[str, str]]) -> list[float]:
+        logits = classifier.logits(texts)  # [B, C]
+        if self.score == "softmax":
+            logits = logits.softmax(dim=-1)
+        scores = logits[:, self.label]  # [B]
+        if self.score == "sigmoid":
+            scores = scores.sigmoid()
+        if self.clip is not None:
+            scores = scores.clamp(*self.clip)
+        return [float(score) for score in scores]
+
+    @cached_property
+    def _classifier(self) -> Classifier:
+        return Classifier(self)
+
+    @cached_property
+    def _guard(self) -> Guard:
+        return Guard(f"{self.name} ({self.model})")
+
+
+class Classifier:
+    """The loaded model and its tokenizer."""
+
+    def __init__(self, settings: Neural) -> None:
+        device = _device(settings.device)
+        self.tokenizer, self.model = _load(settings)
+        self.model = self.model.eval().to(device)
+        self.model.requires_grad_(False)
+        self._pad()
+        _check_label(settings, self.model.config.num_labels)
+        self.max_length = settings.max_length or self._own_limit()
+
+    def text(self, prompt: str, completion: str) -> str:
+        """What the model reads for one completion."""
+        if not self.tokenizer.chat_template:
+            return prompt + completion
+        chat = [
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": completion},
+        ]
+        return str(self.tokenizer.apply_chat_template(chat, tokenize=False))
+
+    @torch.inference_mode()
+    def logits(self, texts: Sequence[tuple[str, str]]) -> Tensor:
+        """B pairs of prompt and completion → float32 logits [B, C] on the CPU."""
+        batch = self.tokenizer(
+            [self.text(prompt, completion) for prompt, completion in texts],
+            return_tensors="pt",
+            padding=len(texts) > 1,
+            truncation=self.max_length is not None,
+            max_length=self.max_length,
+            # A chat template writes its own special tokens.
+            add_special_tokens=not self.tokenizer.chat_template,
+        ).to(self.model.device)
+        logits: Tensor = self.model(**batch).logits
+        return logits.float().cpu()
+
+    def _pad(self) -> None:
+        """Right padding: a causal classifier reads its last token that is no padding."""
+        self.tokenizer.padding_side = "right"
+        self.tokenizer.truncation_side = "left"
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.unk_token
+        self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
+        self.model.config.pad_token_id = self.tokenizer.pad_token_id
+
+    def _own_limit(self) -> int | None:
+        limits = [
+            self.tokenizer.model_max_length,
+            getattr(self.model.config.get_text_config(), "max_position_embeddings", None),
+        ]
+        # Tokenizers without a limit say 10^30.
+        known = [limit for limit in limits if limit is not None and 0 < limit < 10**9]
+        return min(known) if known else None
+
+
+def _load(settings: Neural) -> tuple[Any, Any]:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from grpolab.component import ConfigError
+
+    where = {"revision": settings.revision, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(settings.model, **where)
+        # New weights, if any are made, come out of a stream of their own.
+        with torch.random.fork_rng(devices=[]):
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                settings.model,
+                use_safetensors=True,
+                dtype=getattr(torch, settings.dtype),
+                output_loading_info=True,
+                **where,
+            )
+    except Exception as error:
+        raise ConfigError(
+            f"reward.model={settings.model!r}: cannot be loaded ({' '.join(str(error).split())}); "
+            "allowed: a hub id or folder of a sequence classifier with safetensors weights"
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ConfigError(
+            f"reward.model={settings.model!r}: has no weights for {', '.join(missing[:4])}, so its "
+            "scores would be random; allowed: a trained sequence classifier"
+        )
+    return tokenizer, model
+
+
+def _device(wanted: str) -> str:
+    from grpolab.component import ConfigError
+
+    cuda = torch.cuda.is_available()
+    if wanted == "cuda" and not cuda:
+        raise ConfigError("reward.device=cuda: there is no GPU here; allowed: auto, cpu")
+    return wanted if wanted != "auto" else "cuda" if cuda else "cpu"
+
+
+def _check_label(settings: Neural, labels: int) -> None:
+    from grpolab.component import ConfigError
+
+    if settings.label >= labels:
+        raise ConfigError(
+            f"reward.label={settings.label}: {settings.model} has {labels} label(s); "
+            f"allowed: 0 to {labels - 1}"
+        )
+    if settings.score == "softmax" and labels == 1:
+        raise ConfigError(
+            f"reward.score=softmax: {settings.model} has one label, whose share is always 1; "
+            "allowed: logit, sigmoid"
+        )

@@ -1,0 +1,151 @@
+"""From prompts to scored rollouts: sample, score, select, and draw again where groups fell out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+
+from grpolab.config import Run
+from grpolab.policy.policy import Encoder, Policy
+from grpolab.rewards.base import RewardInputs
+from grpolab.rng import generator, permutation
+from grpolab.rollouts import Rollouts, concatenate
+from grpolab.sampling.base import Draw, Sampler
+from grpolab.tasks.base import Example, Examples, Task
+
+CORRECT = 0.999  # a verifier's score from which an answer counts as right
+
+
+@dataclass
+class Collected:
+    """One step's rollouts, and what was spent on them."""
+
+    rollouts: Rollouts
+    everything: Rollouts
+    """Before the selection: what the reward metrics describe."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    rounds: int = 1
+
+
+class Collector:
+    """Draws each step's prompts, samples their groups and scores them."""
+
+    def __init__(self, run: Run, policy: Policy, examples: Examples) -> None:
+        self.run, self.policy, self.examples = run, policy, examples
+        self._encoded = encode_examples(policy.encoder, examples.train)
+
+    def collect(self, step: int) -> Collected:
+        """The rollouts of a step; a function of (seed, step) and of the policy's weights."""
+        run = self.run
+        kept: list[Rollouts] = []
+        everything: list[Rollouts] = []
+        seconds = {"sample": 0.0, "score": 0.0}
+        missing = run.prompts_per_step
+        for round_ in range(run.selection.max_rounds):
+            began = time.perf_counter()
+            rollouts = self._sample(self.prompt_indices(step, round_)[:missing], step, round_)
+            sampled = time.perf_counter()
+            self._score(rollouts)
+            seconds["sample"] += sampled - began
+            seconds["score"] += time.perf_counter() - sampled
+            assert rollouts.rewards is not None
+            chosen = rollouts.keep_groups(run.selection(rollouts.rewards))
+            everything.append(rollouts)
+            kept.append(chosen)
+            missing -= chosen.groups
+            if missing <= 0:
+                break
+        return Collected(concatenate(kept), concatenate(everything), seconds, len(everything))
+
+    def prompt_indices(self, step: int, round_: int = 0) -> list[int]:
+        """Training examples of a step. The first round walks through a fresh permutation each
+        epoch; refills come from a stream of their own, so that they never shift the walk."""
+        n, count = len(self.examples.train), self.run.prompts_per_step
+        if round_:
+            source = generator(self.run.seed, "selection", step, round_)
+            return torch.randint(n, (count,), generator=source).tolist()
+        places = range(step * count, (step + 1) * count)
+        return [epoch_order(n, self.run.seed, p // n)[p % n] for p in places]
+
+    def _sample(self, indices: Sequence[int], step: int, round_: int) -> Rollouts:
+        group = self.run.sampler.group_size
+        draw = Draw(self.run.seed, (step, round_), group)
+        prompts = [self._encoded[i] for i in indices]
+        rollouts = sample_rollouts(self.run.sampler, self.policy, prompts, draw)
+        rollouts.prompt_index = torch.tensor(indices, device=self.policy.device)
+        rollouts.prompts = [self.examples.train[i].prompt for i in indices]
+        return rollouts
+
+    def _score(self, rollouts: Rollouts) -> None:
+        examples = [self.examples.train[i] for i in rollouts.prompt_index.tolist()]
+        score(self.run, rollouts, examples)
+
+
+@lru_cache(maxsize=4)
+def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
+    """The order of n training examples in an epoch."""
+    return permutation(n, seed, "prompts", epoch)
+
+
+def encode_examples(encoder: Encoder, examples: Sequence[Example]) -> list[list[int]]:
+    """The tokens of each example's prompt."""
+    return encoder.encode([e.prompt for e in examples])
+
+
+def sample_rollouts(
+    sampler: Sampler, policy: Policy, prompts: Sequence[Sequence[int]], draw: Draw
+) -> Rollouts:
+    """A fresh record of the completions of some prompts."""
+    samples = sampler(policy, prompts, draw)
+    lengths = torch.tensor([len(p) for p in prompts])
+    ids = torch.full((len(prompts), int(lengths.max())), policy.pad_id)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = torch.tensor(list(prompt))
+    return Rollouts(
+        prompt_ids=ids.repeat_interleave(draw.samples, 0).to(policy.device),
+        prompt_lengths=lengths.repeat_interleave(draw.samples).to(policy.device),
+        completion_ids=samples.completion_ids,
+        mask=samples.mask,
+        group_size=draw.samples,
+        prompt_index=torch.arange(len(prompts), device=policy.device),
+        truncated=samples.truncated,
+        texts=policy.encoder.decode(samples.completion_ids, samples.mask),
+        sampler_logps=samples.sampler_logps,
+        sampler_policy_logps=samples.policy_logps,
+    )
+
+
+def score(run: Run, rollouts: Rollouts, examples: Sequence[Example]) -> None:
+    """Fills in the rewards [P, G] and their parts."""
+    group = rollouts.group_size
+    inputs = RewardInputs(
+        completions=rollouts.texts,
+        examples=[e for e in examples for _ in range(group)],
+        task=run.task,
+        lengths=rollouts.lengths.tolist(),
+        truncated=rollouts.truncated.tolist(),
+        max_length=run.sampler.max_new_tokens,
+    )
+    scores = run.reward(inputs)
+    device = rollouts.mask.device
+    rollouts.rewards = torch.tensor(scores.total, device=device).reshape(-1, group)
+    rollouts.reward_parts = {
+        name: torch.tensor(values, device=device).reshape(-1, group)
+        for name, values in scores.parts.items()
+    }
+
+
+def correctness(task: Task, texts: Sequence[str], examples: Sequence[Example]) -> list[bool]:
+    """Whether each completion is right by the task's own verifier; what it cannot judge is not."""
+    return [_verify(task, t, e) >= CORRECT for t, e in zip(texts, examples, strict=True)]
+
+
+def _verify(task: Task, text: str, example: Example) -> float:
+    try:
+        return task.verify(text, example)
+    except Exception:  # a verifier of the user's: a crash is no reason to lose the run
+        return 0.0
