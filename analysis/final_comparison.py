@@ -4,17 +4,11 @@ python analysis/final_comparison.py sweep=latest output_dir=outputs out=DIR [met
 """
 
 import sys
-from pathlib import Path
 
 from grpolab.results import figures, style
-from grpolab.results.analyze import read_arguments
-from grpolab.results.load import load
+from grpolab.results.analyze import script_input
 
-DEFAULTS = {"output_dir": "outputs", "out": "figures", "metric": "eval/accuracy"}
-SOURCE = {"sweep": "latest", "study": None, "uri": None}
-
-given = read_arguments(sys.argv[1:], {**DEFAULTS, **SOURCE})
-results = load(**{key: given[key] for key in (*SOURCE, "output_dir")})
-figure = figures.final_comparison(results, given["metric"])
-caption = figures.final_comparison_caption(results, given["metric"])
-style.save(figure, Path(given["out"]), "final_comparison", caption)
+given = script_input(sys.argv[1:])
+figure = figures.final_comparison(given.results, given.metric)
+caption = figures.final_comparison_caption(given.results, given.metric)
+style.save(figure, given.out, "final_comparison", caption)

@@ -4,18 +4,12 @@ python analysis/learning_curves.py sweep=latest output_dir=outputs out=DIR [metr
 """
 
 import sys
-from pathlib import Path
 
 from grpolab.results import figures, style
-from grpolab.results.analyze import curve_metrics, read_arguments
-from grpolab.results.load import load
+from grpolab.results.analyze import curve_metrics, script_input
 
-DEFAULTS = {"output_dir": "outputs", "out": "figures", "metric": "eval/accuracy"}
-SOURCE = {"sweep": "latest", "study": None, "uri": None}
-
-given = read_arguments(sys.argv[1:], {**DEFAULTS, **SOURCE})
-results = load(**{key: given[key] for key in (*SOURCE, "output_dir")})
-metrics = curve_metrics(results, given["metric"])
-figure = figures.learning_curves(results, metrics)
-caption = figures.learning_curves_caption(results, metrics)
-style.save(figure, Path(given["out"]), "learning_curves", caption)
+given = script_input(sys.argv[1:])
+metrics = curve_metrics(given.results, given.metric)
+figure = figures.learning_curves(given.results, metrics)
+caption = figures.learning_curves_caption(given.results, metrics)
+style.save(figure, given.out, "learning_curves", caption)

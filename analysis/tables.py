@@ -4,15 +4,9 @@ python analysis/tables.py sweep=latest output_dir=outputs out=DIR [metric=… st
 """
 
 import sys
-from pathlib import Path
 
-from grpolab.results.analyze import read_arguments, write_tables
-from grpolab.results.load import load
+from grpolab.results.analyze import script_input, write_tables
 from grpolab.results.summary import arm_table
 
-DEFAULTS = {"output_dir": "outputs", "out": "figures", "metric": "eval/accuracy"}
-SOURCE = {"sweep": "latest", "study": None, "uri": None}
-
-given = read_arguments(sys.argv[1:], {**DEFAULTS, **SOURCE})
-results = load(**{key: given[key] for key in (*SOURCE, "output_dir")})
-write_tables(arm_table(results, given["metric"]), Path(given["out"]))
+given = script_input(sys.argv[1:])
+write_tables(arm_table(given.results, given.metric), given.out)

@@ -59,7 +59,7 @@ def component(group: str, name: str, **settings: Any) -> Any:
     Raises:
         ConfigError: unknown group, name or setting, a wrong type, a value out of bounds.
     """
-    return _make(component_class(group, name), settings, key=group)
+    return make(component_class(group, name), settings, key=group)
 
 
 def from_config(group: str, node: Mapping[str, Any], key: str | None = None) -> Any:
@@ -67,10 +67,10 @@ def from_config(group: str, node: Mapping[str, Any], key: str | None = None) -> 
     key = key or group
     settings = {k: v for k, v in node.items() if k not in ("name", "_target_")}
     if "_target_" in node:
-        return _make(_outside_class(group, str(node["_target_"]), key), settings, key)
+        return make(_outside_class(group, str(node["_target_"]), key), settings, key)
     if "name" not in node:
         raise ConfigError(f"{key}.name: missing; allowed: {', '.join(names(group))}.")
-    return _make(component_class(group, str(node["name"]), key), settings, key)
+    return make(component_class(group, str(node["name"]), key), settings, key)
 
 
 def names(group: str) -> list[str]:
@@ -139,7 +139,8 @@ def _outside_class(group: str, target: str, key: str) -> type:
     return found
 
 
-def _make(cls: type, settings: Mapping[str, Any], key: str) -> Any:
+def make(cls: type, settings: Mapping[str, Any], key: str) -> Any:
+    """An instance of a dataclass from settings as given; refuses names it does not have."""
     fields = settings_of(cls)
     label = getattr(cls, "name", cls.__name__)
     for given in settings:
@@ -159,7 +160,7 @@ def settings_of(cls: type) -> dict[str, dataclasses.Field[Any]]:
 
 def bind(cls: type, settings: Mapping[str, Any], key: str) -> Any:
     """An instance of a dataclass from checked settings (types, bounds, then its own checks)."""
-    hints = _hints(cls)
+    hints = type_hints(cls)
     fields = settings_of(cls)
     values = {
         name: check(f"{key}.{name}", value, hints[name], fields[name].metadata)
@@ -182,7 +183,8 @@ def bind(cls: type, settings: Mapping[str, Any], key: str) -> Any:
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def type_hints(cls: type) -> dict[str, Any]:
+    """A class's annotations, resolved."""
     return typing.get_type_hints(cls)
 
 

@@ -10,8 +10,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from grpolab import component as registry
-from grpolab.component import ConfigError, bind, nearest
+from grpolab.component import (
+    MODULES,
+    ConfigError,
+    check,
+    from_config,
+    make,
+    nearest,
+    settings_of,
+    type_hints,
+)
 from grpolab.objective.settings import setting
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -85,6 +93,9 @@ class Tracking:
     log_samples: int = setting(4, "completions a step written to samples.jsonl", ge=0)
     flush_seconds: float = setting(5.0, "MLflow gets the buffered metrics this often", gt=0)
     sweep: str | None = setting(None, "the sweep this run belongs to (set by the sweep)")
+    baseline: dict[str, Any] | None = setting(
+        None, "swept factors of the baseline arm; null: those of the first job"
+    )
     progress: bool = setting(True, "show a progress bar")
 
 
@@ -144,7 +155,7 @@ class Run:
         return self.updates_per_batch // self.minibatches
 
 
-COMPONENTS = tuple(registry.MODULES)
+COMPONENTS = tuple(MODULES)
 SETTINGS: dict[str, type] = {
     "model": Model,
     "optimizer": Optimizer,
@@ -157,7 +168,7 @@ SETTINGS: dict[str, type] = {
 
 def bind_run(raw: Mapping[str, Any]) -> Run:
     """A resolved configuration as a `Run`; ConfigError names the key that cannot be used."""
-    root = {f: v for f, v in registry.settings_of(Run).items() if f != "raw"}
+    root = {f: v for f, v in settings_of(Run).items() if f != "raw"}
     for key in raw:
         if key not in root:
             raise ConfigError(
@@ -166,13 +177,13 @@ def bind_run(raw: Mapping[str, Any]) -> Run:
             )
     values: dict[str, Any] = {}
     for group in COMPONENTS:
-        values[group] = registry.from_config(group, _node(raw, group))
+        values[group] = from_config(group, _node(raw, group))
     for group, cls in SETTINGS.items():
         values[group] = _bind_settings(cls, _node(raw, group), group)
-    hints = registry._hints(Run)
+    hints = type_hints(Run)
     for key, item in root.items():
         if key not in values and key in raw:
-            values[key] = registry.check(key, raw[key], hints[key], item.metadata)
+            values[key] = check(key, raw[key], hints[key], item.metadata)
     run = Run(**values, raw=dict(raw))
     check_conflicts(run)
     return run
@@ -188,8 +199,8 @@ def _node(raw: Mapping[str, Any], group: str) -> Mapping[str, Any]:
 def _bind_settings(cls: type, node: Mapping[str, Any], key: str) -> Any:
     settings = dict(node)
     if cls is Model and isinstance(settings.get("lora"), Mapping):
-        settings["lora"] = registry._make(Lora, settings["lora"], f"{key}.lora")
-    return registry._make(cls, settings, key)
+        settings["lora"] = make(Lora, settings["lora"], f"{key}.lora")
+    return make(cls, settings, key)
 
 
 def check_conflicts(run: Run) -> None:

@@ -47,7 +47,7 @@ def random_policy(seed: int, arms: int) -> tuple[Tensor, Tensor]:
 
 
 def gradient(value: Tensor, *inputs: Tensor) -> Tensor:
-    found = torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)
+    found = torch.autograd.grad(value, inputs, retain_graph=True, materialize_grads=True)
     return torch.cat([g.flatten() for g in found])
 
 

@@ -165,4 +165,4 @@ class RLOO(Advantage):
         mask: Tensor | None,
     ) -> Tensor:
         count = scored.sum(dim=1, keepdim=True)
-        return centred(rewards, scored) * (count / (count - 1).clamp(min=1))
+        return centred(rewards, scored) * count / (count - 1).clamp(min=1)

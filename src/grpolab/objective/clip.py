@@ -49,7 +49,7 @@ class Clip(ABC):
         """
         mask = mask.bool()
         logps = valid(logps, mask)
-        advantages = advantages.detach().expand_as(logps)
+        advantages = valid(advantages.detach().expand_as(logps), mask)
         d = logps - valid(old_logps.detach(), mask)
         loss, low, high = self.formula(logps, d, advantages, mask)
         metrics = {

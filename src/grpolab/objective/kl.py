@@ -205,9 +205,9 @@ class FullKL(ReferenceKL):
             raise ValueError("kl=full needs logits and ref_logits [N, T, V]")
         log_p = torch.log_softmax(logits, dim=-1)  # [N, T, V]
         log_q = torch.log_softmax(ref_logits.detach(), dim=-1)
-        # π = 0 (a masked-out vocabulary entry) contributes 0, not 0 · (−inf − −inf)
-        terms = torch.where(log_p > -torch.inf, log_p.exp() * (log_p - log_q), 0.0)
-        return terms.sum(dim=-1)
+        # π = 0 (a masked-out vocabulary entry) contributes 0 to value and gradient, not 0 · inf
+        log_ratio = torch.where(log_p > -torch.inf, log_p - log_q, 0.0)
+        return (log_p.exp() * log_ratio).sum(dim=-1)
 
 
 @dataclass(frozen=True)

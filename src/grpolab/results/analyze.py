@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,14 @@ from grpolab.results.summary import (
 )
 
 CURVE_METRICS = ("reward/mean", "eval/accuracy", "eval/pass@1")
+_SCRIPT_DEFAULTS = {
+    "sweep": "latest",
+    "study": None,
+    "uri": None,
+    "output_dir": "outputs",
+    "metric": "eval/accuracy",
+    "out": "figures",
+}
 
 
 @dataclass(frozen=True)
@@ -153,17 +161,31 @@ def summary(output: AnalyzeOutput) -> str:
     return "\n".join([*lines, f"written to {output.out}"])
 
 
-def read_arguments(
-    argv: Sequence[str], defaults: Mapping[str, str | None]
-) -> dict[str, str | None]:
-    """`key=value` arguments of a script over `defaults`; ResultsError for a key not among them."""
-    given = dict(defaults)
+@dataclass(frozen=True)
+class ScriptInput:
+    """What a script of `analysis/` works on."""
+
+    results: Results
+    metric: str
+    out: Path
+
+
+def script_input(argv: Sequence[str]) -> ScriptInput:
+    """`key=value` arguments: sweep (latest), study, uri, output_dir, metric, out (figures).
+
+    Values stay text (a sweep called 1e5 is no number). ResultsError for any other key.
+    """
+    given: dict[str, str | None] = dict(_SCRIPT_DEFAULTS)
     for argument in argv:
         key, separator, value = argument.partition("=")
-        if key not in defaults or not separator:
-            raise refuse(key, value, "no such argument of this script", sorted(defaults))
+        if key not in given or not separator:
+            raise refuse(key, value, "no such argument of this script", sorted(given), key)
         given[key] = None if value in ("", "null") else value
-    return given
+    text = {key: given[key] or default for key, default in _SCRIPT_DEFAULTS.items() if default}
+    results = load(
+        output_dir=text["output_dir"], sweep=given["sweep"], study=given["study"], uri=given["uri"]
+    )
+    return ScriptInput(results, text["metric"], Path(text["out"]))
 
 
 def _number(value: object, signed: bool = False) -> str:

@@ -92,7 +92,7 @@ def final_comparison(results: Results, metric: str = "eval/accuracy") -> Figure:
     table, values = arm_table(results, metric), run_values(results, metric)
     styles = arm_styles(results.runs)
     with matplotlib.rc_context(style.PAPER):
-        figure = style.new_figure(0.75 * style.DOUBLE_COLUMN, 0.85 + 0.24 * len(table))
+        figure = style.new_figure(0.75 * style.DOUBLE_COLUMN, 0.85 + 0.25 * len(table))
         axes = figure.subplots()
         for y, row in enumerate(table.itertuples(index=False)):
             seeds = values.loc[values["arm"] == row.arm, "final"].dropna()
@@ -190,10 +190,12 @@ def _mean_curve(curves: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _arm_row(axes: Axes, y: int, row: Any, seeds: pd.Series[float], look: ArmStyle) -> None:
-    low, final, high = (float(getattr(row, name)) for name in ("low", "final", "high"))
-    axes.plot([low, high], [y, y], color=look.colour, lw=1.4, solid_capstyle="butt", zorder=3)
+    final, ends = float(row.final), np.array([row.low, row.high], dtype=float)
+    if describe(str(row.metric)).bounded:
+        ends = ends.clip(0, 1)
+    axes.plot(ends, [y, y], color=look.colour, lw=1.4, solid_capstyle="butt", zorder=3)
     axes.plot(
-        seeds, np.full(len(seeds), y + 0.22), "o", ms=2.6, mfc="none", mec=look.colour, mew=0.6
+        seeds, np.full(len(seeds), y + 0.28), "o", ms=2.6, mfc="none", mec=look.colour, mew=0.6
     )
     start = float(row.start)
     axes.plot([start], [y], "|", color="0.45", ms=8, mew=1.2, zorder=2)
@@ -246,7 +248,7 @@ def _final_handles() -> list[Line2D]:
 
 def _label_x(axes: Axes, x: str) -> None:
     axes.set_xlabel(_X_LABELS[x])
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=x == "step"))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=x == "step"))
     if x == "tokens":
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 

@@ -21,10 +21,15 @@ class ResultsError(ValueError):
     """A request for results that cannot be met: one sentence, the key first."""
 
 
-def refuse(key: str, given: object, problem: str, there: Sequence[str]) -> ResultsError:
-    """The error for `key=given`: the problem, what there is, and the nearest name."""
+def refuse(
+    key: str, given: object, problem: str, there: Sequence[str], name: str | None = None
+) -> ResultsError:
+    """The error for `key=given`: the problem, what there is, and what is nearest to `name`.
+
+    `name` is the given value unless told (a key that does not exist is its own name).
+    """
     listed = ", ".join(there[:8]) + (f" and {len(there) - 8} more" if len(there) > 8 else "")
-    near = difflib.get_close_matches(str(given), there, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name or str(given), there, n=1, cutoff=0.4)
     hint = f"; nearest: {near[0]}" if near else ""
     return ResultsError(f"{key}={given}: {problem}; there is: {listed or 'nothing'}{hint}")
 

@@ -47,7 +47,8 @@ PAPER: Any = {  # Any: matplotlib types the keys one by one
 # Okabe and Ito (2008) without black, the baseline's, and yellow, too faint for a line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.2, 1, 1.2)))
-MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+# Filled shapes only: a plus or a cross falls apart at 3 pt with a white edge.
+MARKERS = ("s", "^", "D", "v", "<", ">", "p", "d", "h", "8", "H")
 
 
 @dataclass(frozen=True)

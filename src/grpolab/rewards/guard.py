@@ -29,7 +29,7 @@ class Guard:
     """Runs scoring calls for one reward, counts what fails, and warns once with the first error."""
 
     def __init__(self, label: str, time_limit: float | None = None) -> None:
-        """`label` names the reward in the warning; `time_limit` is in seconds, None for no limit."""
+        """`label` names the reward in the warning; `time_limit` is in seconds, None for none."""
         self.label = label
         self.time_limit = time_limit
         self.failures = 0

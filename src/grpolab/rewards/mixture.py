@@ -19,9 +19,9 @@ class Mixture(Reward):
     """R = Σ_k weight_k · R_k, and the unweighted R_k as parts.
 
     A part is {name: a reward, weight: a number (1), and that reward's settings}. What is unscorable
-    (NaN) in a part is unscorable in the sum, since a missing term would look like a score of 0; a part
-    with weight 0 is scored and logged, and touches the sum in no way. The parts of a mixture inside
-    a mixture are named outer/inner.
+    (NaN) in a part is unscorable in the sum, since a missing term would look like a score of 0; a
+    part with weight 0 is scored and logged, and touches the sum in no way. The parts of a mixture
+    inside a mixture are named outer/inner.
 
     Summing before the advantage normalises is this class; normalising each part first is the
     advantage `gdpo`, which reads the parts.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -22,12 +23,12 @@ class Neural(Reward):
     """The score of an `AutoModelForSequenceClassification`, from the hub or a local folder.
 
     logits [N, C] → [N]: the logit of `label`, its sigmoid, or its softmax share over the C labels;
-    then clipped to `clip`. A prompt and its completion go in as a chat of two messages if the model's
-    tokenizer has a chat template, else as prompt + completion. An input that is too long loses its
-    beginning, since the completion stands at the end.
+    then clipped to `clip`. A prompt and its completion go in as a chat of two messages if the
+    model's tokenizer has a chat template, else as prompt + completion. An input that is too long
+    loses its beginning, since the completion stands at the end.
 
-    The model is loaded at the first call, once per instance, in evaluation mode and with safetensors
-    weights only. Scores do not depend on `batch_size`, up to rounding.
+    The model is loaded at the first call, once per instance, in evaluation mode and with
+    safetensors weights only. Scores do not depend on `batch_size`, up to rounding.
 
     Raises (at the first call):
         ConfigError: a model that cannot be loaded, has no trained classification head (its scores
@@ -95,7 +96,10 @@ class Classifier:
         self.tokenizer, self.model = _load(settings)
         self.model = self.model.eval().to(device)
         self.model.requires_grad_(False)
-        self._pad()
+        self.tokenizer.truncation_side = "left"
+        self.pad_token_id: int | None = getattr(
+            self.model.config.get_text_config(), "pad_token_id", None
+        )
         _check_label(settings, self.model.config.num_labels)
         self.max_length = settings.max_length or self._own_limit()
 
@@ -111,27 +115,49 @@ class Classifier:
 
     @torch.inference_mode()
     def logits(self, texts: Sequence[tuple[str, str]]) -> Tensor:
-        """B pairs of prompt and completion → float32 logits [B, C] on the CPU."""
-        batch = self.tokenizer(
-            [self.text(prompt, completion) for prompt, completion in texts],
-            return_tensors="pt",
-            padding=len(texts) > 1,
+        """B pairs of prompt and completion → float32 logits [B, C] on the CPU.
+
+        A pair without a single token has no logits: NaN.
+        """
+        tokens = self._tokens([self.text(prompt, completion) for prompt, completion in texts])
+        some = [index for index, ids in enumerate(tokens) if ids]
+        result = torch.full((len(texts), self.model.config.num_labels), torch.nan)  # [B, C]
+        if some:
+            result[some] = self._forward([tokens[index] for index in some])
+        return result
+
+    def _tokens(self, texts: list[str]) -> list[list[int]]:
+        encoded = self.tokenizer(
+            texts,
             truncation=self.max_length is not None,
             max_length=self.max_length,
             # A chat template writes its own special tokens.
             add_special_tokens=not self.tokenizer.chat_template,
-        ).to(self.model.device)
-        logits: Tensor = self.model(**batch).logits
-        return logits.float().cpu()
+        )
+        return [list(ids) for ids in encoded["input_ids"]]
 
-    def _pad(self) -> None:
-        """Right padding: a causal classifier reads its last token that is no padding."""
-        self.tokenizer.padding_side = "right"
-        self.tokenizer.truncation_side = "left"
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token or self.tokenizer.unk_token
-        self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
-        self.model.config.pad_token_id = self.tokenizer.pad_token_id
+    def _forward(self, tokens: list[list[int]]) -> Tensor:
+        pad = self._padding(tokens)
+        for config in (self.model.config, self.model.config.get_text_config()):
+            config.pad_token_id = pad
+        longest = max(map(len, tokens))
+        # On the right: a causal classifier reads its last token that is no padding.
+        ids = torch.tensor([row + [pad] * (longest - len(row)) for row in tokens])  # [B, T]
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in tokens])
+        device = self.model.device
+        logits: Tensor = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+        return logits.float().cpu()  # [B, C]
+
+    def _padding(self, tokens: list[list[int]]) -> int:
+        """The model's padding token; one that no input holds if it has none.
+
+        The end token, the usual substitute, would make a causal classifier read another token in a
+        batch than it reads for one input alone.
+        """
+        if self.pad_token_id is not None:
+            return self.pad_token_id
+        held = {token for row in tokens for token in row}
+        return next(token for token in itertools.count() if token not in held)
 
     def _own_limit(self) -> int | None:
         limits = [

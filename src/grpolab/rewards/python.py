@@ -21,8 +21,8 @@ class PythonReward(Reward):
 
     Called as f(completion, example, **arguments) → number for each completion, or with `batched` as
     f(completions, examples, **arguments) → N numbers. `example` is a `grpolab.tasks.base.Example`
-    (prompt, answer, meta). NaN means unscorable. What raises or exceeds the time limit is NaN too: one
-    sample, or the batch with `batched`.
+    (prompt, answer, meta). NaN means unscorable. What raises or exceeds the time limit is NaN too:
+    one sample, or the batch with `batched`.
 
     The function is imported when the configuration is checked, so that a typo stops a run before it
     starts. It is the user's own code and runs with the user's rights.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +72,7 @@ class Gsm8k(Task):
         return float(given is not None and given == last_number(example.answer))
 
     def _from_hub(self) -> Examples:
-        import datasets
-
+        datasets: Any = importlib.import_module("datasets")  # slow to import, and untyped
         try:
             halves = {
                 half: datasets.load_dataset(HUB_ID, "main", split=half, revision=self.revision)

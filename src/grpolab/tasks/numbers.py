@@ -21,7 +21,7 @@ _UNSIGNED = rf"(?:{_WHOLE}(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+)"
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w)\]}.%])[-+\u2212])?"
     r"(?:\\?[$\u20ac\u00a3\u00a5][ ]?(?P<inner>[-+\u2212])?)?"
-    rf"(?P<numerator>(?>{_UNSIGNED}(?:[eE][-+\u2212]?[0-9]+(?![\w.]))?))"
+    rf"(?P<numerator>(?>{_UNSIGNED}(?:[eE][-+\u2212]?[0-9]+(?!\w))?))"
     rf"(?:/(?P<denominator>(?>{_WHOLE}(?:\.[0-9]+)?))(?!/[0-9]))?"
 )
 _MINUS = ("-", "\u2212")
@@ -53,10 +53,8 @@ def first_number(text: str) -> float | None:
 
 def last_number(text: str) -> float | None:
     """The last number in a text, None where there is none."""
-    found = None
-    for found in numbers(text):
-        pass
-    return found
+    found = list(numbers(text))
+    return found[-1] if found else None
 
 
 def _value(match: re.Match[str]) -> float | None:

@@ -54,8 +54,8 @@ class ReasoningGym(Task):
 
     The verifier is the generator's `score_answer`, given what `extract` takes from the completion.
     Many generators give partial credit (0.01 for a wrong answer); accuracy counts a score of 1.
-    Generators whose verifier would run the answer as code get it only if it is a plain list or plain
-    arithmetic; three whose answers cannot be limited like that are refused (`REFUSED`).
+    Generators whose verifier would run the answer as code get it only if it is a plain list or
+    plain arithmetic; three whose answers cannot be limited like that are refused (`REFUSED`).
 
     Raises (from `load`):
         TaskError: the package is missing, an unknown or refused generator, a config that it does
@@ -188,14 +188,14 @@ def quiet_random_state(seed: int) -> Iterator[None]:
     Importing reasoning_gym 0.1.25 moves the global stream of `random`, pool_matrix reseeds NumPy's,
     and list_functions draws from the global stream: without a seed it differs from run to run.
     """
-    python_state, numpy_state = random.getstate(), np.random.get_state()
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
     try:
         yield
     finally:
         random.setstate(python_state)
-        np.random.set_state(numpy_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def _generator(entry: dict[str, Any], dataset: str) -> str:

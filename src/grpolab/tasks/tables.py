@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import importlib
 import json
 import random
 import tempfile
@@ -183,8 +184,7 @@ def _read_tsv(file: Path) -> list[Row]:
 
 
 def _read_parquet(file: Path) -> list[Row]:
-    import datasets
-
+    datasets: Any = importlib.import_module("datasets")  # slow to import, and untyped
     # A cache of its own, dropped at once: the file may change while its time stamp does not.
     with tempfile.TemporaryDirectory() as cache:
         try:

@@ -1,0 +1,103 @@
+"""The command line: `grpolab <command> …`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from grpolab.component import ConfigError, nearest
+
+BAD_CONFIG = 2
+INTERRUPTED = 130
+
+
+def _train(arguments: Sequence[str]) -> int:
+    from grpolab.cli.train import train
+
+    return train(arguments)
+
+
+def _analyze(arguments: Sequence[str]) -> int:
+    from grpolab.cli.inspect import analyze
+
+    return analyze(arguments)
+
+
+def _list(arguments: Sequence[str]) -> int:
+    from grpolab.cli.inspect import list_components
+
+    return list_components(arguments)
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    from grpolab.cli.doctor import doctor
+
+    return doctor(arguments)
+
+
+def _fetch(arguments: Sequence[str]) -> int:
+    from grpolab.cli.inspect import fetch_model
+
+    return fetch_model(arguments)
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "train": (_train, "one run, or a sweep with -m: grpolab train clip=cispo kl=k3"),
+    "analyze": (_analyze, "figures and tables of a sweep: grpolab analyze sweep=latest"),
+    "list": (_list, "every variant with formula, source and settings: grpolab list [group] [name]"),
+    "doctor": (_doctor, "device, dtypes, versions, memory, what is missing"),
+    "fetch": (_fetch, "a model into the cache, without a hub: grpolab fetch smollm2_135m"),
+}
+
+
+def usage() -> str:
+    """The help text of the bare command."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "grpolab: compose, sweep, log and compare variants of GRPO.",
+            "",
+            "usage: grpolab <command> [key=value …]",
+            "",
+            *lines,
+            "",
+            "grpolab train --help shows all groups, choices and settings.",
+            'Shell completion: eval "$(grpolab train -sc install=bash)"',
+        ]
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; 0 done, 1 something failed, 2 a bad configuration, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matmuls on CUDA
+    command, rest = words[0], words[1:]
+    if command == "--version":
+        from grpolab import __version__
+
+        print(__version__)
+        return 0
+    try:
+        if command not in COMMANDS:
+            raise ConfigError(
+                f"unknown command {command!r}; allowed: {', '.join(COMMANDS)}"
+                f"{nearest(command, COMMANDS) or '.'}"
+            )
+        return COMMANDS[command][0](rest)
+    except ConfigError as error:
+        print(f"grpolab: {error}", file=sys.stderr)
+        return BAD_CONFIG
+    except KeyboardInterrupt:
+        print("grpolab: interrupted; the same command goes on from there.", file=sys.stderr)
+        return INTERRUPTED
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())

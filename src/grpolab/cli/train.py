@@ -1,0 +1,156 @@
+"""`grpolab train`: check everything first, then run one job or hand a sweep to Hydra."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from grpolab.config import Run, bind_run, job_id
+from grpolab.sweep.compose import Command, Sweep, conf_dir, expand, parse_command
+from grpolab.sweep.manifest import (
+    Member,
+    manifest_path,
+    members,
+    new_sweep_id,
+    write_manifest,
+)
+from grpolab.tracking.folder import RunFolder
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Runs one configuration, or a sweep of them."""
+    from grpolab.sweep.preflight import check
+
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    command = parse_command(arguments)
+    if command.rest:
+        _hand_to_hydra(command)
+        return 0
+    sweep = expand(command)
+    runs = [bind_run(job.raw) for job in sweep.jobs]
+    arms = members(sweep, runs[0].tracking.baseline) if sweep.multirun else []
+    for run in runs:
+        check(run)
+    if sweep.multirun:
+        return _run_sweep(command, sweep, runs[0], arms)
+    return _run_one(sweep.jobs[0].raw, runs[0])
+
+
+def _run_one(raw: dict[str, Any], run: Run) -> int:
+    from grpolab.sweep.job import run_job
+
+    folder = RunFolder(Path(run.output_dir) / run.study / job_id(raw))
+    if folder.status()["state"] == "done":
+        print(f"Done before: {folder.path} (the same configuration and code; nothing to do).")
+        return 0
+    state = run_job(raw)
+    return _report([folder], run, state_of_one=state)
+
+
+def _run_sweep(command: Command, sweep: Sweep, run: Run, arms: list[Member]) -> int:
+    sweep_id = new_sweep_id()
+    parent = _open_parent(run, sweep_id, sweep, command)
+    path = manifest_path(run.output_dir, run.study, sweep_id)
+    write_manifest(
+        path,
+        sweep_id=sweep_id,
+        study=run.study,
+        parent_run_id=parent[1] if parent else None,
+        command=["grpolab", "train", *sys.argv[2:]],
+        factors=sweep.factors,
+        jobs=arms,
+    )
+    names = {m.arm for m in arms}
+    print(f"Sweep {sweep_id}: {len(arms)} runs, {len(names)} arms, study {run.study}.")
+    folders = [RunFolder(Path(run.output_dir) / run.study / m.job_id) for m in arms]
+    finished = "KILLED"
+    try:
+        _hand_to_hydra(command, sweep_id)
+        failed = any(f.status()["state"] != "done" for f in folders)
+        finished = "FAILED" if failed else "FINISHED"
+    finally:
+        if parent:
+            parent[0].set_terminated(parent[1], status=finished)
+    return _report(folders, run, sweep_id=sweep_id)
+
+
+def _open_parent(
+    run: Run, sweep_id: str, sweep: Sweep, command: Command
+) -> tuple[Any, str] | None:
+    """The MLflow run that the sweep's jobs are children of."""
+    if not run.tracking.mlflow:
+        return None
+    from grpolab.sweep.preflight import tracking_uri
+    from grpolab.tracking.mlflow import connect, start_run
+
+    client, experiment = connect(tracking_uri(run), run.output_dir, run.study)
+    made = start_run(
+        client,
+        experiment,
+        name=f"sweep {sweep_id}",
+        tags={"grpolab.study": run.study, "grpolab.sweep": sweep_id},
+        params={"overrides": " ".join(command.overrides), "factors": ",".join(sweep.factors)},
+    )
+    return client, made
+
+
+def _hand_to_hydra(command: Command, sweep_id: str | None = None) -> None:
+    """Hydra's own main: its sweeper, launchers, help and completion."""
+    import hydra
+
+    from grpolab.sweep.compose import register_outside_components
+    from grpolab.sweep.job import hydra_job
+
+    register_outside_components()
+    words = list(command.overrides) + command.rest
+    if command.multirun:
+        words.append("--multirun")
+    if command.config_dir is not None:
+        words += ["--config-dir", command.config_dir]
+    if sweep_id is not None:
+        words.append(f"tracking.sweep={sweep_id}")
+    before, sys.argv = sys.argv, ["grpolab", *words]
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(hydra_job)()
+    finally:
+        sys.argv = before
+
+
+def _report(
+    folders: Sequence[RunFolder],
+    run: Run,
+    *,
+    sweep_id: str | None = None,
+    state_of_one: str | None = None,
+) -> int:
+    """The closing summary; 1 if a run did not finish."""
+    from grpolab.sweep.preflight import tracking_uri
+
+    statuses = [f.status() for f in folders]
+    done = sum(s["state"] == "done" for s in statuses)
+    print(f"\n{done} of {len(folders)} runs done.")
+    for folder, status in zip(folders, statuses, strict=True):
+        if status["state"] != "done":
+            print(f"  {status['state']}: {folder.path}: {status['reason'] or state_of_one}")
+    if sweep_id is not None and done:
+        _draw(run, sweep_id)
+    elif done:
+        final = folders[0].metrics()[-1][1]
+        print(f"  held-out accuracy {final.get('eval/accuracy', float('nan')):.2f}, "
+              f"model in {folders[0].path / 'model'}")  # fmt: skip
+    if run.tracking.mlflow:
+        print(f"  mlflow ui --backend-store-uri {tracking_uri(run)}")
+    return 0 if done == len(folders) else 1
+
+
+def _draw(run: Run, sweep_id: str) -> None:
+    from grpolab.results.analyze import analyze, summary
+
+    made = analyze(output_dir=run.output_dir, sweep=sweep_id, study=run.study)
+    print(summary(made))
+    print(f"  figure: {made.out / 'figures' / 'learning_curves.png'}")
+
+

@@ -1,0 +1,263 @@
+"""From command-line overrides to resolved configurations: one, or those of a sweep."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from grpolab.component import MODULES, MISSING, ConfigError, nearest, registry, settings_of
+
+
+def conf_dir() -> Path:
+    """The folder of YAML files: inside the installed package, or the checkout's."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parents[1] / "conf"
+
+
+@dataclass
+class Command:
+    """What stands behind `grpolab train`: overrides, and Hydra's own flags."""
+
+    overrides: list[str]
+    multirun: bool = False
+    config_dir: str | None = None
+    rest: list[str] = field(default_factory=list)
+    """Flags handed to Hydra as they are (--help, --cfg, --shell-completion …)."""
+
+
+def parse_command(arguments: Sequence[str]) -> Command:
+    """Splits overrides from flags."""
+    command = Command([])
+    queue = list(arguments)
+    while queue:
+        word = queue.pop(0)
+        if word in ("-m", "--multirun"):
+            command.multirun = True
+        elif word in ("--config-dir", "-cd"):
+            if not queue:
+                raise ConfigError("--config-dir: missing; allowed: a folder of YAML files.")
+            command.config_dir = queue.pop(0)
+        elif word.startswith("--config-dir="):
+            command.config_dir = word.partition("=")[2]
+        elif word.startswith("-"):
+            command.rest.append(word)
+            if word in ("--cfg", "-c", "--package", "-p", "--info", "-i") and queue:
+                command.rest.append(queue.pop(0))
+        else:
+            command.overrides.append(word)
+    if command.config_dir is not None and not Path(command.config_dir).is_dir():
+        raise ConfigError(f"--config-dir: no folder {command.config_dir!r}.")
+    return command
+
+
+@dataclass(frozen=True)
+class Job:
+    """One composed run of a command."""
+
+    overrides: tuple[str, ...]
+    raw: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The composed jobs, and which keys are swept."""
+
+    jobs: list[Job]
+    factors: list[str]
+    multirun: bool
+
+
+def expand(command: Command) -> Sweep:
+    """Composes every job of a command; nothing is written.
+
+    Raises:
+        ConfigError: an unknown choice or key, or a sweep without -m.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    try:
+        parsed = parser.parse_overrides(command.overrides)
+    except HydraException as error:
+        raise ConfigError(f"command line: {_first_line(error)}") from error
+    fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
+    swept = [str(o.key_or_group) for o in parsed if o.is_sweep_override()]
+    with _Composer(command.config_dir) as compose:
+        base = compose(fixed, with_hydra=True)
+        multirun = command.multirun or base["hydra"]["mode"] == "MULTIRUN"
+        if swept and not multirun:
+            raise ConfigError(f"{swept[0]}: several values make a sweep; allowed with -m.")
+        if not multirun:
+            return Sweep([Job(tuple(fixed), compose(fixed))], [], False)
+        params = base["hydra"]["sweeper"].get("params") or {}
+        named = [f"{k}={v}" for k, v in params.items()]
+        combinations = _product([*named, *command.overrides])
+        jobs = [Job(tuple(c), compose(c)) for c in combinations]
+    overrides = parser.parse_overrides([*named, *command.overrides])
+    factors = {str(o.key_or_group): None for o in overrides if o.is_sweep_override()}
+    return Sweep(jobs, list(factors), True)
+
+
+def _product(overrides: list[str]) -> list[list[str]]:
+    """The jobs that Hydra's basic sweeper makes of these overrides."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    return [list(job) for batch in batches for job in batch]
+
+
+class _Composer:
+    """Hydra's compose API over our conf/ and the user's --config-dir."""
+
+    def __init__(self, config_dir: str | None) -> None:
+        self.config_dir = config_dir
+
+    def __enter__(self) -> Any:
+        from hydra import initialize_config_dir
+        from hydra.core.global_hydra import GlobalHydra
+
+        register_outside_components()
+        GlobalHydra.instance().clear()
+        self._context = initialize_config_dir(str(conf_dir()), version_base="1.3")
+        self._context.__enter__()
+        if self.config_dir is not None:
+            path = GlobalHydra.instance().config_loader().get_search_path()  # type: ignore[union-attr]
+            path.append("command-line", f"file://{Path(self.config_dir).absolute()}")
+            _reset_repository()
+        return self._compose
+
+    def __exit__(self, *_: object) -> None:
+        self._context.__exit__(None, None, None)
+
+    def _compose(self, overrides: list[str], *, with_hydra: bool = False) -> dict[str, Any]:
+        from hydra import compose
+        from hydra.errors import HydraException
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        try:
+            config = compose("train", overrides=overrides, return_hydra_config=with_hydra)
+            if with_hydra:
+                picked = OmegaConf.select(config, "hydra.sweeper")
+                return {
+                    "hydra": {
+                        "mode": str(getattr(config.hydra.mode, "name", config.hydra.mode)),
+                        "sweeper": OmegaConf.to_container(picked, resolve=False),
+                    }
+                }
+            found = OmegaConf.to_container(config, resolve=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(explain(error, overrides)) from error
+        assert isinstance(found, dict)
+        return {str(k): v for k, v in found.items()}
+
+
+def _reset_repository() -> None:
+    """Hydra's loader reads the search path once; it is read again after an addition."""
+    from hydra._internal.config_repository import ConfigRepository
+    from hydra.core.global_hydra import GlobalHydra
+
+    loader: Any = GlobalHydra.instance().config_loader()
+    loader.repository = ConfigRepository(config_search_path=loader.config_search_path)
+
+
+def register_outside_components() -> None:
+    """Components that other packages add by entry point become choices of their group, with the
+    settings of their class, unless a YAML file of that name exists."""
+    from dataclasses import MISSING as UNSET
+
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    for group in MODULES:
+        for name, cls in registry(group).items():
+            if (conf_dir() / group / f"{name}.yaml").exists():
+                continue
+            node: dict[str, Any] = {"name": name}
+            for key, item in settings_of(cls).items():
+                if item.default is not UNSET:
+                    node[key] = item.default
+                elif item.default_factory is not UNSET:
+                    node[key] = item.default_factory()
+                else:
+                    node[key] = MISSING
+            store.store(group=group, name=name, node=node, provider=cls.__module__)
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> str:
+    """Hydra's message as one sentence: key, given, allowed, nearest."""
+    text = str(error)
+    found = re.search(r"Could not override '([^']+)'", text)
+    if found:
+        return _unknown_key(found.group(1), overrides)
+    found = re.search(r"Could not find '([^']+)/([^/']+)'", text)
+    if found:
+        group, given = found.groups()
+        allowed = choices(group)
+        return f"{group}: unknown choice {given!r}; allowed: {', '.join(allowed)}{nearest(given, allowed) or '.'}"
+    found = re.search(r"Could not override '?([\w./@]+)'?\.\s*No match in the defaults list", text)
+    if found:
+        return _unknown_key(found.group(1), overrides)
+    found = re.search(r"Missing mandatory value: (\S+)", text)
+    if found:
+        return f"{found.group(1)}: missing; give it a value."
+    return f"config: {_first_line(error)}"
+
+
+def choices(group: str) -> list[str]:
+    """The choices of a config group."""
+    files = {p.stem for p in (conf_dir() / group).rglob("*.yaml")}
+    nested = {
+        str(p.relative_to(conf_dir() / group).with_suffix(""))
+        for p in (conf_dir() / group).rglob("*.yaml")
+    }
+    known = nested if nested else files
+    return sorted(known | (set(registry(group)) if group in MODULES else set()))
+
+
+def _unknown_key(key: str, overrides: Sequence[str]) -> str:
+    from grpolab.config import SETTINGS, Run
+
+    given = next((o.partition("=")[2] for o in overrides if o.lstrip("+~").startswith(key)), "?")
+    group, _, setting = key.partition(".")
+    root = [f for f in settings_of(Run) if f != "raw"]
+    if not setting:
+        return f"{key}: unknown key (given {given}); allowed: {', '.join(root)}{nearest(key, root) or '.'}"
+    chosen = next((o.partition("=")[2] for o in overrides if o.startswith(f"{group}=")), None)
+    if group in SETTINGS:
+        allowed = list(settings_of(SETTINGS[group]))
+    elif group in MODULES:
+        name = chosen or default_choice(group)
+        allowed = list(settings_of(registry(group)[name])) if name in registry(group) else []
+        group_label = f"{group}={name}"
+        listed = ", ".join(f"{group}.{a}" for a in allowed) or "none"
+        return (
+            f"{key}: unknown setting of {group_label} (given {given}); allowed: {listed}"
+            f"{nearest(setting, allowed) or '.'}"
+        )
+    else:
+        return f"{key}: unknown key (given {given}); allowed: {', '.join(root)}{nearest(group, root) or '.'}"
+    listed = ", ".join(f"{group}.{a}" for a in allowed)
+    return f"{key}: unknown setting (given {given}); allowed: {listed}{nearest(setting, allowed) or '.'}"
+
+
+def default_choice(group: str) -> str:
+    """The choice that train.yaml's defaults list makes for a group."""
+    from omegaconf import OmegaConf
+
+    defaults: Any = OmegaConf.load(conf_dir() / "train.yaml").get("defaults", [])
+    for entry in defaults:
+        if not isinstance(entry, str) and group in entry:
+            return str(entry[group])
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

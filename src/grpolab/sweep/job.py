@@ -1,0 +1,199 @@
+"""One job: claim its folder, train, log, export, and leave a STATUS that says how it ended."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+from grpolab.component import ConfigError
+from grpolab.config import Run, bind_run, job_id
+from grpolab.sweep.manifest import BASELINE, manifest_path, read_manifest
+from grpolab.sweep.preflight import Ready, check, plain, tracking_uri
+from grpolab.sweep.progress import Progress
+from grpolab.tracking.folder import Busy, RunFolder
+from grpolab.tracking.provenance import provenance
+from grpolab.training import checkpoint
+from grpolab.training.loop import Interrupted, Trainer
+from grpolab.training.update import TrainingFailed
+
+
+def hydra_job(config: Any) -> str:
+    """The task function of a Hydra multirun: its state as text."""
+    from omegaconf import OmegaConf
+
+    raw = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(raw, dict)
+    return run_job({str(k): v for k, v in raw.items()})
+
+
+def run_job(raw: dict[str, Any]) -> str:
+    """Runs one resolved configuration to its end: done, failed, interrupted or busy.
+
+    A job that is done already is left alone. Ctrl-C raises KeyboardInterrupt after a checkpoint.
+    """
+    run = bind_run(raw)
+    folder = RunFolder(Path(run.output_dir) / run.study / job_id(raw))
+    if folder.status()["state"] == "done":
+        return "done"
+    ready = check(run)
+    if folder.status()["state"] == "failed":
+        checkpoint.remove(folder.path)  # what failed starts over
+    try:
+        with folder.lease():
+            return _train(run, raw, folder, ready)
+    except Busy:
+        return "busy"
+
+
+def _train(run: Run, raw: dict[str, Any], folder: RunFolder, ready: Ready) -> str:
+    identity = _identity(run, raw)
+    _describe(folder, raw, identity)
+    trackers = _Trackers(run, raw, folder, identity, ready)
+    try:
+        trainer = Trainer(run, ready.encoder, ready.examples, folder)
+        with Progress(run, identity, enabled=run.tracking.progress) as progress:
+            trackers.backfill(up_to=_checkpoint_step(folder))
+
+            def log(step: int, metrics: dict[str, float]) -> None:
+                folder.append_metrics(step, metrics)
+                trackers.log(step, metrics)
+                progress.show(step, metrics)
+
+            trainer.fit(log)
+        trainer.policy.save(folder.path / "model")
+    except Interrupted:
+        folder.set_status("pending", "interrupted; the same command goes on from the checkpoint")
+        trackers.finish("KILLED")
+        raise KeyboardInterrupt from None
+    except KeyboardInterrupt:
+        folder.set_status("pending", "interrupted")
+        trackers.finish("KILLED")
+        raise
+    except ConfigError:
+        folder.set_status("failed", "bad config")
+        trackers.finish("FAILED")
+        raise
+    except Exception as error:  # one broken arm must not end a sweep
+        known = isinstance(error, TrainingFailed)
+        reason = str(error) if known else f"{type(error).__name__}: {error}"
+        folder.set_status("failed", reason)
+        if not known:
+            (folder.path / "traceback.txt").write_text(traceback.format_exc())
+        trackers.finish("FAILED")
+        return "failed"
+    trackers.finish("FINISHED")
+    folder.set_status("done")
+    if not run.checkpoint.keep_on_done:
+        checkpoint.remove(folder.path)
+    return "done"
+
+
+def _identity(run: Run, raw: dict[str, Any]) -> dict[str, Any]:
+    """Who this run is in its sweep; alone it is the baseline of nothing else."""
+    own = job_id(raw)
+    identity = {
+        "study": run.study, "sweep": run.tracking.sweep, "job_id": own, "arm": BASELINE,
+        "seed": run.seed, "baseline": True, "factors": {}, "parent_run_id": None,
+    }  # fmt: skip
+    if run.tracking.sweep is None:
+        return identity
+    manifest = read_manifest(manifest_path(run.output_dir, run.study, run.tracking.sweep))
+    member = next((m for m in manifest["jobs"] if m["job_id"] == own), None)
+    if member is not None:
+        identity |= {k: member[k] for k in ("arm", "baseline", "factors")}
+    return identity | {"parent_run_id": manifest["parent_run_id"]}
+
+
+def _describe(folder: RunFolder, raw: dict[str, Any], identity: dict[str, Any]) -> None:
+    from omegaconf import OmegaConf
+
+    OmegaConf.save(OmegaConf.create(raw), folder.path / "config.yaml")
+    folder.write_json("run.json", identity)
+    folder.write_json("provenance.json", provenance())
+
+
+def _checkpoint_step(folder: RunFolder) -> int:
+    import json
+
+    found = checkpoint.find(folder.path)
+    return json.loads((found / "state.json").read_text())["step"] if found else -1
+
+
+class _Trackers:
+    """MLflow, where it is on; its run is found again when a job resumes."""
+
+    def __init__(
+        self, run: Run, raw: dict[str, Any], folder: RunFolder, identity: dict[str, Any],
+        ready: Ready,
+    ) -> None:  # fmt: skip
+        self.folder, self.run = folder, run
+        self.mlflow: Any = None
+        if run.tracking.mlflow:
+            self._open(raw, identity, ready)
+
+    def _open(self, raw: dict[str, Any], identity: dict[str, Any], ready: Ready) -> None:
+        from grpolab.tracking import mlflow as tracking
+
+        uri = tracking_uri(self.run)
+        client, experiment = tracking.connect(uri, self.run.output_dir, self.run.study)
+        known = self.folder.read_json("mlflow.json")
+        if known is None or known["uri"] != uri or checkpoint.find(self.folder.path) is None:
+            if known is not None and known["uri"] == uri:
+                client.delete_run(known["run_id"])  # a start that never reached a checkpoint
+            run_id = tracking.start_run(
+                client,
+                experiment,
+                name=f"{identity['arm']} seed {identity['seed']}",
+                tags=_tags(identity, raw),
+                params=_params(raw, identity),
+                parent=identity["parent_run_id"],
+                source=ready.examples.source,
+            )
+            self.folder.write_json("mlflow.json", {"uri": uri, "run_id": run_id})
+        else:
+            run_id = known["run_id"]
+            client.set_terminated(run_id, status="RUNNING")
+        self.mlflow = tracking.MlflowRun(client, run_id, self.run.tracking.flush_seconds)
+
+    def backfill(self, up_to: int) -> None:
+        """Sends what metrics.jsonl has up to the checkpoint and the store lacks."""
+        for step, metrics in self.folder.metrics():
+            if step <= up_to:
+                self.log(step, metrics)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        if self.mlflow is not None:
+            self.mlflow.log(step, metrics)
+
+    def finish(self, status: str) -> None:
+        """Ends the MLflow run; a store that is away costs nothing but a note in the folder."""
+        if self.mlflow is None:
+            return
+        try:
+            for name in ("provenance.json", "config.yaml"):
+                self.mlflow.log_text((self.folder.path / name).read_text(), name)
+            samples = self.folder.path / "samples.jsonl"
+            if samples.exists():
+                self.mlflow.log_samples(samples)
+            self.mlflow.finish(status)
+        except Exception as error:
+            self.mlflow.error = f"{type(error).__name__}: {error}"
+        cost = {"seconds": self.mlflow.seconds, "error": self.mlflow.error}
+        self.folder.write_json("tracking.json", cost)
+
+
+def _tags(identity: dict[str, Any], raw: dict[str, Any]) -> dict[str, str]:
+    from grpolab.tracking.provenance import _git
+
+    tags = {f"grpolab.{k}": str(identity[k]) for k in ("study", "job_id", "arm", "seed")}
+    tags["grpolab.sweep"] = str(identity["sweep"] or "")
+    tags["grpolab.baseline"] = "true" if identity["baseline"] else "false"
+    sha = _git("rev-parse", "HEAD")
+    return tags | ({"mlflow.source.git.commit": sha} if sha else {})
+
+
+def _params(raw: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
+    """Every setting under its config key, and the swept factors under theirs."""
+    flat = plain({k: v for k, v in raw.items() if k != "tracking"})
+    return {k: v for k, v in flat.items() if v is not None} | identity["factors"]

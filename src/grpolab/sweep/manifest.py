@@ -1,0 +1,106 @@
+"""What a sweep consists of: its jobs, arms and baseline, in one file."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from grpolab.component import ConfigError
+from grpolab.config import job_id
+from grpolab.sweep.compose import Job, Sweep
+from grpolab.tracking.folder import write_atomically
+
+BASELINE = "baseline"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One job of a sweep."""
+
+    job_id: str
+    overrides: list[str]
+    arm: str
+    seed: int
+    baseline: bool
+    factors: dict[str, Any]
+
+
+def new_sweep_id() -> str:
+    """Sorts by time, and never meets another of the same second."""
+    return time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(2)
+
+
+def members(sweep: Sweep, baseline: Mapping[str, Any] | None) -> list[Member]:
+    """The jobs with their arms: what differs from the baseline, as sorted overrides."""
+    factors = [f for f in sweep.factors if f != "seed"]
+    values = [{f: job_value(job, f) for f in factors} for job in sweep.jobs]
+    base = dict(values[0]) if values else {}
+    for key, value in (baseline or {}).items():
+        if key not in base:
+            raise ConfigError(
+                f"tracking.baseline: {key!r} is no swept factor; allowed: {', '.join(factors)}."
+            )
+        base[key] = str(value)
+    made = []
+    for job, own in zip(sweep.jobs, values, strict=True):
+        arm = ",".join(f"{k}={own[k]}" for k in sorted(own) if own[k] != base[k])
+        made.append(
+            Member(
+                job_id(job.raw), list(job.overrides), arm or BASELINE, int(job.raw["seed"]),
+                not arm, own,
+            )
+        )  # fmt: skip
+    return made
+
+
+def job_value(job: Job, factor: str) -> str:
+    """The value a job's overrides give a swept key."""
+    for override in reversed(job.overrides):
+        key, _, value = override.lstrip("+").partition("=")
+        if key == factor:
+            return value
+    return ""
+
+
+def manifest_path(output_dir: str, study: str, sweep_id: str) -> Path:
+    """Where a sweep's manifest lies."""
+    return Path(output_dir) / study / "sweeps" / f"{sweep_id}.json"
+
+
+def write_manifest(
+    path: Path,
+    *,
+    sweep_id: str,
+    study: str,
+    parent_run_id: str | None,
+    command: Sequence[str],
+    factors: Sequence[str],
+    jobs: Sequence[Member],
+) -> None:
+    """Writes a sweep's manifest."""
+    baseline = next((m.arm for m in jobs if m.baseline), BASELINE)
+    content = {
+        "sweep": sweep_id,
+        "study": study,
+        "created": datetime.now(UTC).isoformat(),
+        "parent_run_id": parent_run_id,
+        "command": shlex.join(command),
+        "factors": list(factors),
+        "baseline_arm": baseline,
+        "jobs": [vars(m) for m in jobs],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A sweep's manifest."""
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found

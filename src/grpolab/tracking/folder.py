@@ -1,0 +1,168 @@
+"""A run's folder: STATUS, metrics.jsonl (the truth), samples.jsonl, config and provenance."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+LEASE_SECONDS = 60.0  # a lease not renewed for so long is stale, whatever host it names
+RENEW_SECONDS = 10.0
+
+
+class Busy(RuntimeError):
+    """Another process holds the run's lease."""
+
+
+class RunFolder:
+    """`outputs/<study>/<job_id>/`. Appends are flushed line by line; STATUS is replaced whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    # -- STATUS --------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """{"state": pending | running | done | failed | missing, "reason", "lease"}."""
+        try:
+            found: dict[str, Any] = json.loads((self.path / "STATUS").read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            return {"state": "missing", "reason": None, "lease": None}
+        return found
+
+    def set_status(self, state: str, reason: str | None = None, *, lease: bool = False) -> None:
+        """Replaces STATUS; with `lease`, this process is named as the one at work."""
+        held = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+        content = {"state": state, "reason": reason, "lease": held if lease else None}
+        write_atomically(self.path / "STATUS", json.dumps(content) + "\n")
+
+    @contextmanager
+    def lease(self) -> Iterator[None]:
+        """Marks the run as running, and renews the lease until the block ends.
+
+        Raises:
+            Busy: a live process holds it.
+        """
+        from filelock import FileLock
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(self.path / ".lock")):
+            if lease_is_live(self.status()):
+                raise Busy(f"{self.path} is being run by another process")
+            self.set_status("running", lease=True)
+        stop = threading.Event()
+        thread = threading.Thread(target=self._renew, args=(stop,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def _renew(self, stop: threading.Event) -> None:
+        while not stop.wait(RENEW_SECONDS):
+            if self.status()["state"] == "running":
+                self.set_status("running", lease=True)
+
+    # -- records -------------------------------------------------------------------------------
+
+    def append_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl; non-finite numbers become strings, as JSON has none."""
+        self._append("metrics.jsonl", {"step": step, "metrics": {k: _plain(v) for k, v in metrics.items()}})
+
+    def append_samples(self, records: list[dict[str, Any]]) -> None:
+        """Lines of samples.jsonl."""
+        for record in records:
+            self._append("samples.jsonl", record)
+
+    def _append(self, name: str, record: Mapping[str, Any]) -> None:
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def metrics(self) -> list[tuple[int, dict[str, float]]]:
+        """(step, metrics) of every whole line."""
+        return [
+            (int(r["step"]), {k: float(v) for k, v in r["metrics"].items()})
+            for r in read_jsonl(self.path / "metrics.jsonl")
+        ]
+
+    def truncate(self, step: int) -> None:
+        """Drops what was logged at or after a step: a resumed run logs it again."""
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            if (self.path / name).exists():
+                kept = [r for r in read_jsonl(self.path / name) if r["step"] < step]
+                lines = (json.dumps(r, ensure_ascii=False) + "\n" for r in kept)
+                write_atomically(self.path / name, "".join(lines))
+
+    def write_json(self, name: str, content: Any) -> None:
+        """A JSON file in the folder, replaced whole."""
+        write_atomically(self.path / name, json.dumps(content, indent=2, default=str) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file of the folder, or None."""
+        path = self.path / name
+        return json.loads(path.read_text()) if path.exists() else None
+
+
+def lease_is_live(status: Mapping[str, Any]) -> bool:
+    """Whether some process is still at work on a run."""
+    lease = status.get("lease")
+    if status.get("state") != "running" or not lease:
+        return False
+    if lease["host"] == socket.gethostname():
+        return lease["pid"] != os.getpid() and _alive(lease["pid"])
+    return time.time() - float(lease["time"]) < LEASE_SECONDS
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] == "Z"
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON-lines file; a last line torn by a kill is left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a file whole: a reader sees the old one or the new one."""
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)
+
+
+def _plain(value: float) -> float | str:
+    value = float(value)
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    return value

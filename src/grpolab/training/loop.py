@@ -1,0 +1,220 @@
+"""One GRPO run, top to bottom: sample groups, score them, turn scores into advantages, update."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from grpolab.config import Run
+from grpolab.objective.beta import Beta
+from grpolab.policy.policy import Encoder, Policy
+from grpolab.rollouts import Rollouts
+from grpolab.tasks.base import Examples
+from grpolab.tracking.folder import RunFolder
+from grpolab.training import checkpoint
+from grpolab.training.collect import Collected, Collector, correctness
+from grpolab.training.evaluate import Evaluator
+from grpolab.training.metrics import (
+    advantage_metrics,
+    length_metrics,
+    peak_memory_gib,
+    reward_metrics,
+)
+from grpolab.training.update import TrainingFailed, Updater
+
+Log = Callable[[int, dict[str, float]], None]
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM: the step was finished and a checkpoint written."""
+
+
+class Trainer:
+    """The state of one run. `fit` is the whole of it."""
+
+    def __init__(self, run: Run, encoder: Encoder, examples: Examples, folder: RunFolder) -> None:
+        self.run, self.examples, self.folder = run, examples, folder
+        prepare_torch(run)
+        self.policy = Policy(encoder, run.hardware, seed=run.seed)
+        self.updater = Updater(run, self.policy)
+        self.collector = Collector(run, self.policy, examples)
+        self.evaluator = Evaluator(run, self.policy, examples)
+        self.beta = Beta(run.kl, run.steps)
+        self.step = 0
+        self.tokens = 0
+        self.wall_before = 0.0
+        self.stop_asked = False
+
+    def fit(self, log: Log) -> None:
+        """Trains to the last step; logs every step through `log(step, metrics)`.
+
+        Raises:
+            TrainingFailed: with the reason.
+            Interrupted: after a checkpoint.
+        """
+        self._resume()
+        self.began = time.perf_counter()
+        with self._signals():
+            if self.step == 0:
+                log(0, {**self._evaluate(0), **self._totals()})
+            while self.step < self.run.steps:
+                metrics = self._train_step()
+                self.step += 1
+                if self._due(self.run.eval.every) or self.step == self.run.steps:
+                    metrics |= self._evaluate(self.step)
+                log(self.step, metrics | self._totals())
+                if self.stop_asked and self.step < self.run.steps:
+                    self._checkpoint()
+                    raise Interrupted
+                if self._due(self.run.checkpoint.every) and self.step < self.run.steps:
+                    self._checkpoint()
+
+    # -- a step --------------------------------------------------------------------------------
+
+    def _train_step(self) -> dict[str, float]:
+        began = time.perf_counter()
+        collected = self.collector.collect(self.step)
+        metrics = self._reward_side(collected)
+        self._log_samples(collected.everything)
+        before_update = time.perf_counter()
+        metrics |= self._learn(collected.rollouts)
+        now = time.perf_counter()
+        generated = int(collected.everything.mask.sum())
+        self.tokens += generated
+        step_seconds = now - began
+        return metrics | {
+            "time/sample": collected.seconds["sample"],
+            "time/score": collected.seconds["score"],
+            "time/update": now - before_update,
+            "time/step": step_seconds,
+            "speed/tokens_per_second": generated / step_seconds,
+            "memory/peak_gib": peak_memory_gib(self.policy.device),
+        }
+
+    def _reward_side(self, collected: Collected) -> dict[str, float]:
+        seen = collected.everything
+        assert seen.rewards is not None
+        metrics = reward_metrics(seen.rewards, seen.reward_parts)
+        unscorable = metrics["reward/unscorable_share"]
+        if unscorable > self.run.max_unscorable:
+            raise TrainingFailed(
+                f"{unscorable:.0%} of a batch's samples were unscorable "
+                f"(max_unscorable is {self.run.max_unscorable:.0%})"
+            )
+        examples = [
+            self.examples.train[i] for i in seen.prompt_index.tolist() for _ in range(seen.group_size)
+        ]
+        return metrics | length_metrics(seen, correctness(self.run.task, seen.texts, examples))
+
+    def _learn(self, rollouts: Rollouts) -> dict[str, float]:
+        beta = self.beta.at(self.step)
+        metrics = {"kl/beta": beta}
+        if not rollouts.groups:  # dynamic sampling found no group to learn from
+            return metrics | {"optim/updates": 0.0, "tokens/contributing_share": 0.0}
+        self.updater.score_logps(rollouts, beta)
+        assert rollouts.rewards is not None
+        shape = rollouts.rewards.shape
+        rollouts.advantages = self.run.advantage(
+            rollouts.rewards,
+            lengths=rollouts.lengths.reshape(shape),
+            parts=rollouts.reward_parts,
+            mask=rollouts.mask,
+        )
+        metrics |= advantage_metrics(rollouts.advantages)
+        metrics |= self.updater.update(rollouts, self.step, beta)
+        measured = metrics.get(f"kl/ref_{self.run.kl.name}", metrics.get("kl/ref_k3", math.nan))
+        self.beta.observe(measured, len(rollouts))
+        return metrics
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        began = time.perf_counter()
+        metrics = self.evaluator.evaluate(step)
+        return metrics | {"time/eval": time.perf_counter() - began}
+
+    def _totals(self) -> dict[str, float]:
+        return {"tokens/generated": float(self.tokens), "time/wall": self._wall()}
+
+    def _wall(self) -> float:
+        return self.wall_before + time.perf_counter() - self.began
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    def _log_samples(self, rollouts: Rollouts) -> None:
+        assert rollouts.rewards is not None
+        rewards = rollouts.rewards.flatten().tolist()
+        count = min(self.run.tracking.log_samples, len(rollouts))
+        self.folder.append_samples(
+            [
+                {
+                    "step": self.step + 1,
+                    "prompt": rollouts.prompts[row // rollouts.group_size],
+                    "completion": rollouts.texts[row],
+                    "reward": None if math.isnan(rewards[row]) else rewards[row],
+                    "truncated": bool(rollouts.truncated[row]),
+                }
+                for row in range(count)
+            ]
+        )
+
+    # -- resuming ------------------------------------------------------------------------------
+
+    def _checkpoint(self) -> None:
+        state = {
+            "step": self.step,
+            "tokens": self.tokens,
+            "wall": self._wall(),
+            "beta": self.beta.adaptive,
+            "skipped": self.updater.skipped,
+            "scaler": self.updater.scaler.state_dict(),
+        }
+        checkpoint.save(
+            self.folder.path, self.updater.parameters, self.updater.optimizer, state
+        )
+
+    def _resume(self) -> None:
+        state = checkpoint.load(
+            self.folder.path, self.updater.parameters, self.updater.optimizer
+        )
+        if state is None:
+            self.folder.truncate(0)
+            return
+        self.step, self.tokens = state["step"], state["tokens"]
+        self.wall_before = state["wall"]
+        self.beta.adaptive = state["beta"]
+        self.updater.skipped = state["skipped"]
+        self.updater.scaler.load_state_dict(state["scaler"])
+        self.policy.sync()
+        self.folder.truncate(self.step + 1)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the run after the step at hand; a second Ctrl-C at once."""
+
+        def ask(number: int, frame: Any) -> None:
+            if self.stop_asked and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.stop_asked = True
+
+        try:
+            before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: whoever owns it handles signals
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def prepare_torch(run: Run) -> None:
+    """Threads and determinism of this process."""
+    if run.hardware.threads is not None:
+        torch.set_num_threads(run.hardware.threads)
+    torch.use_deterministic_algorithms(run.hardware.deterministic, warn_only=True)

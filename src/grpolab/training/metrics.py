@@ -1,0 +1,67 @@
+"""The metrics that follow from a step's rollouts, before any update."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+
+import torch
+from torch import Tensor
+
+from grpolab.rollouts import Rollouts
+
+
+def reward_metrics(rewards: Tensor, parts: dict[str, Tensor]) -> dict[str, float]:
+    """Of scored rewards [P, G] before the KL; NaN is unscorable and left out."""
+    rewards = rewards.cpu().double()
+    scored = torch.isfinite(rewards)
+    values = rewards[scored]
+    same = [
+        bool(s.any()) and bool((r[s] == r[s][0]).all())
+        for r, s in zip(rewards, scored, strict=True)
+    ]
+    metrics = {
+        "reward/mean": _mean(values),
+        "reward/std": float(values.std()) if len(values) > 1 else 0.0,
+        "reward/zero_std_share": sum(same) / max(1, len(same)),
+        "reward/unscorable_share": 1 - float(scored.double().mean()) if scored.numel() else 0.0,
+    }
+    for name, part in parts.items():
+        part = part.cpu().double()
+        metrics[f"reward/{name}"] = _mean(part[torch.isfinite(part)])
+    return metrics
+
+
+def length_metrics(rollouts: Rollouts, correct: list[bool]) -> dict[str, float]:
+    """In tokens, the end token included; `correct` [N] by the task's own verifier."""
+    lengths = rollouts.lengths.cpu().double()
+    right = torch.tensor(correct)
+    return {
+        "length/mean": _mean(lengths),
+        "length/max": float(lengths.max()),
+        "length/correct": _mean(lengths[right]),
+        "length/wrong": _mean(lengths[~right]),
+        "length/truncated_share": float(rollouts.truncated.cpu().double().mean()),
+    }
+
+
+def advantage_metrics(advantages: Tensor) -> dict[str, float]:
+    """Spread and extremes of a batch's advantages."""
+    values = advantages.cpu().double().flatten()
+    return {
+        "advantage/std": float(values.std()) if len(values) > 1 else 0.0,
+        "advantage/abs_max": float(values.abs().max()) if len(values) else 0.0,
+    }
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak memory so far: allocated on CUDA, resident of the process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, KiB elsewhere
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean()) if len(values) else math.nan

@@ -1,0 +1,89 @@
+"""The command's files, from either source, and the thin scripts beside it."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from grpolab.results.analyze import analyze, script_input, summary
+from grpolab.results.load import ResultsError
+
+SCRIPTS = Path(__file__).parents[2] / "analysis"
+
+
+def test_everything_is_written_where_it_says(output_dir: Path, tmp_path: Path) -> None:
+    output = analyze(output_dir=output_dir, sweep="first", out=tmp_path / "out")
+    written = {str(path.relative_to(output.out)) for path in output.out.rglob("*.*")}
+    kinds = ("png", "pdf", "svg", "caption.txt")
+    drawn = {f"figures/{n}.{k}" for n in ("learning_curves", "final_comparison") for k in kinds}
+    assert written == {"verdicts.csv", "runs.csv", "tables/arms.csv", "tables/arms.md"} | drawn
+    assert {*output.tables, *output.figures, output.verdicts_csv, output.runs_csv} == {
+        output.out / name for name in written
+    }
+    rows = list(csv.DictReader(output.runs_csv.open()))
+    assert [row["status"] for row in rows].count("failed") == 1
+    assert {row["job_id"]: row["final"] for row in rows}["clip-none-1"] == ""
+    verdicts = list(csv.DictReader(output.verdicts_csv.open()))
+    assert [row["verdict"] for row in verdicts] == ["undecided", "undecided"]
+
+
+def test_both_sources_write_the_same_files(
+    output_dir: Path, mlflow_uri: str, tmp_path: Path
+) -> None:
+    files = analyze(output_dir=output_dir, sweep="first", out=tmp_path / "files")
+    store = analyze(uri=mlflow_uri, sweep="first", out=tmp_path / "store")
+    for path in sorted(files.out.rglob("*.*")):
+        same = store.out / path.relative_to(files.out)
+        assert path.read_bytes() == same.read_bytes(), path.name
+
+
+def test_default_folder_is_named_after_the_sweep(output_dir: Path) -> None:
+    output = analyze(output_dir=output_dir, sweep="latest")
+    assert output.out == output_dir / "analysis" / "second"
+    assert analyze(output_dir=output_dir, study="kl").out == output_dir / "analysis" / "kl"
+    # the analysis of one call is no study to the next
+    assert analyze(output_dir=output_dir, sweep="latest").out == output.out
+
+
+def test_summary_and_table_for_reading(output_dir: Path, tmp_path: Path) -> None:
+    output = analyze(output_dir=output_dir, sweep="latest", out=tmp_path)
+    text = summary(output)
+    assert text.startswith("4 runs (3 done, 1 missing)\n")
+    assert "clip=gspo" in text
+    assert text.endswith(f"written to {tmp_path}")
+    assert "| clipping | clip=gspo | 1 of 2 | 0.200 |" in output.tables[1].read_text()
+
+
+def test_nothing_is_written_for_a_bad_request(output_dir: Path, tmp_path: Path) -> None:
+    for wrong in ({"sweep": "thrid"}, {"sweep": "first", "metric": "eval/acc"}, {}):
+        with pytest.raises(ResultsError):
+            analyze(output_dir=output_dir, out=tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_arguments_of_scripts(output_dir: Path) -> None:
+    given = script_input([f"output_dir={output_dir}", "sweep=null", "study=kl", "out=d"])
+    assert (given.metric, given.out) == ("eval/accuracy", Path("d"))
+    assert set(given.results.runs["study"]) == {"kl"}
+    with pytest.raises(ResultsError, match=r"^sweeep=a: .*nearest: sweep$"):
+        script_input(["sweeep=a"])
+    with pytest.raises(ResultsError, match=r"^sweep=1e5: "):
+        script_input([f"output_dir={output_dir}", "sweep=1e5"])
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("learning_curves", "learning_curves.pdf"),
+        ("final_comparison", "final_comparison.pdf"),
+        ("tables", "arms.md"),
+    ],
+)
+def test_scripts_run(script: str, expected: str, output_dir: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPTS / f"{script}.py"), "sweep=first"]
+    subprocess.run([*command, f"output_dir={output_dir}", f"out={tmp_path}"], check=True)
+    assert (tmp_path / expected).stat().st_size > 100
