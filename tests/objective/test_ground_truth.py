@@ -51,7 +51,9 @@ def gradient(value: Tensor, *inputs: Tensor) -> Tensor:
     return torch.cat([g.flatten() for g in found])
 
 
-def clip_loss(name: str, logps: Tensor, old: Tensor, advantages: Tensor, **settings: float) -> Tensor:
+def clip_loss(
+    name: str, logps: Tensor, old: Tensor, advantages: Tensor, **settings: float
+) -> Tensor:
     """Per-token losses where every token is valid."""
     mask = torch.ones_like(logps, dtype=torch.bool)
     loss: Tensor = component("clip", name, **settings)(logps, old, advantages, mask).loss
@@ -341,9 +343,7 @@ def test_sequence_kl_gradients(seed: int) -> None:
     logps, ref_logps = token_logps(first, second), token_logps(phi1, phi2)
     sequence, ref_sequence = (v.sum(1, keepdim=True) for v in (logps, ref_logps))
     p = sequence.exp().detach()
-    exact = gradient(
-        (sequence.exp() * (sequence - ref_sequence)).sum(), first, second
-    )
+    exact = gradient((sequence.exp() * (sequence - ref_sequence)).sum(), first, second)
 
     def expected(per_token: Tensor) -> Tensor:
         return gradient((p * per_token).sum(), first, second)
@@ -363,7 +363,9 @@ BANDIT_REWARDS = tensor([0.0, 0.2, 0.5, 0.8, 1.0])
 BANDIT_BETA = 0.5
 
 
-def bandit_gradient(kl_gradient: Callable[[str, Tensor, Tensor], Tensor], name: str, p: Tensor) -> Tensor:
+def bandit_gradient(
+    kl_gradient: Callable[[str, Tensor, Tensor], Tensor], name: str, p: Tensor
+) -> Tensor:
     """The expected gradient of −E[R] + β·KL at the policy p."""
     theta = p.log().requires_grad_()
     reward = gradient((theta.softmax(0) * BANDIT_REWARDS).sum(), theta)
@@ -418,9 +420,7 @@ def test_zscore_sums(seed: int, ddof: int) -> None:
 
 def test_ddof_is_a_constant_factor() -> None:
     rewards = torch.randn(3, 7, dtype=F64, generator=torch.Generator().manual_seed(0))
-    one, zero = (
-        component("advantage", "group_zscore", ddof=d, eps=0.0)(rewards) for d in (1, 0)
-    )
+    one, zero = (component("advantage", "group_zscore", ddof=d, eps=0.0)(rewards) for d in (1, 0))
     close(one, zero * math.sqrt(6 / 7))
 
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import FIRST, Job, write_files
 
 from grpolab.results.frames import HISTORY_COLUMNS, RUN_COLUMNS
 from grpolab.results.from_files import read_metrics
 from grpolab.results.from_mlflow import _overrides
 from grpolab.results.load import Results, ResultsError, load
+
+if TYPE_CHECKING:  # the same file under the name the type checker knows it by
+    from tests.results.synthetic_sweep import FIRST, Job, write_files
+else:
+    from synthetic_sweep import FIRST, Job, write_files
 
 
 def test_runs_hold_identity_status_and_factors(first: Results) -> None:

@@ -54,9 +54,10 @@ def test_numbers_pass_and_failures_are_nan() -> None:
 
 def test_the_first_error_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     guard = Guard("mine")
+    nothing: dict[str, float] = {}
     with caplog.at_level(logging.WARNING):
         for key in "abc":
-            guard.score(partial({}.__getitem__, key))
+            guard.score(partial(nothing.__getitem__, key))
     assert [record.getMessage() for record in caplog.records] == [
         "reward mine: a sample is unscorable (KeyError: 'a'); "
         "further failures are counted, not logged"

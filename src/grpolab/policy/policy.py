@@ -58,6 +58,7 @@ class Encoder:
     def __init__(self, settings: Model) -> None:
         from transformers import AutoConfig, AutoTokenizer
 
+        quiet()
         self.settings = settings
         self.path = locate(settings.name)
         try:
@@ -219,6 +220,13 @@ def join_rows(
     columns = torch.arange(ids.shape[1], device=ids.device).expand(n, -1)
     ids = torch.where(columns < prompt_lengths.unsqueeze(1), ids, pad_id)
     return ids.scatter(1, positions, torch.where(mask, completion_ids, pad_id)), positions
+
+
+def quiet() -> None:
+    """Transformers' bars for loading and writing say nothing that our own progress does not."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def load_model(encoder: Encoder, dtype: torch.dtype, seed: int) -> Any:

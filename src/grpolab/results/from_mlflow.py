@@ -22,7 +22,7 @@ _STATUS = {
     "FINISHED": "done",
     "RUNNING": "running",
     "FAILED": "failed",
-    "KILLED": "failed",
+    "KILLED": "pending",  # interrupted: the same command goes on with it
     "SCHEDULED": "pending",
 }
 _SWEEP, _JOB = "grpolab.sweep", "grpolab.job_id"

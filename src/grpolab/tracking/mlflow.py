@@ -7,6 +7,7 @@ append; what a kill loses there is in metrics.jsonl and is sent when the run res
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import socket
@@ -65,6 +66,8 @@ def connect(uri: str, output_dir: str | Path, study: str) -> tuple[Any, str]:
     from filelock import FileLock
     from mlflow import MlflowClient
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     folder = Path(output_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(str(folder / ".mlflow.lock")):
@@ -104,7 +107,7 @@ class MlflowRun:
             return
         began = time.thread_time()
         now = int(time.time() * 1000)
-        made = [Metric(name, value, now, step) for name, value in metrics.items()]
+        made = [Metric(safe_name(n), value, now, step) for n, value in metrics.items()]
         with self._lock:
             self._buffer += made
         self.seconds += time.thread_time() - began
@@ -150,6 +153,11 @@ class MlflowRun:
         self._send()
         if self.error is None or not self._buffer:
             self.client.set_terminated(self.run_id, status=status)
+
+
+def safe_name(name: str) -> str:
+    """A metric's name as MLflow accepts it: eval/pass@8 is stored as eval/pass_at_8."""
+    return name.replace("@", "_at_")
 
 
 def whole_steps(batch: list[Any]) -> tuple[list[Any], list[Any]]:
