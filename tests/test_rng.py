@@ -66,10 +66,14 @@ def test_global_stream_draws_and_restores() -> None:
 
 
 def test_global_stream_restores_after_an_error() -> None:
+    def fail() -> None:
+        with global_stream(0, "dropout"):
+            torch.rand(3)
+            raise RuntimeError("inside")
+
     before = torch.get_rng_state()
-    with pytest.raises(RuntimeError, match="inside"), global_stream(0, "dropout"):
-        torch.rand(3)
-        raise RuntimeError("inside")
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -68,7 +68,8 @@ def test_keep_groups() -> None:
     assert kept.prompts == ["prompt 0", "prompt 3"]
     assert kept.texts == ["text 0", "text 10", "text 300", "text 310"]
     assert kept.completion_ids[:, 0].tolist() == [0, 10, 300, 310]
-    assert kept.rewards is not None and kept.rewards.tolist() == [[0, 10], [300, 310]]
+    assert kept.rewards is not None
+    assert kept.rewards.tolist() == [[0, 10], [300, 310]]
     assert kept.reward_parts["two"].tolist() == [[2, 12], [302, 312]]
     assert kept.groups == 2
 
@@ -101,7 +102,8 @@ def test_keep_groups_with_token_advantages() -> None:
     tokens = torch.arange(12.0).reshape(4, 3)
     rollouts.advantages = tokens
     kept = rollouts.keep_groups(torch.tensor([False, True]))
-    assert kept.advantages is not None and torch.equal(kept.advantages, tokens[2:])
+    assert kept.advantages is not None
+    assert torch.equal(kept.advantages, tokens[2:])
 
 
 def test_keep_groups_without_later_fields() -> None:
@@ -135,7 +137,8 @@ def test_concatenate_is_prompt_major() -> None:
     first = [700, 710, 200, 210, 300, 310, 500, 510]
     assert joined.completion_ids[:, 0].tolist() == first
     assert joined.texts == [f"text {r}" for r in first]
-    assert joined.rewards is not None and joined.rewards.flatten().tolist() == first
+    assert joined.rewards is not None
+    assert joined.rewards.flatten().tolist() == first
     assert joined.reward_parts["one"].flatten().tolist() == [r + 1 for r in first]
     assert joined.groups == 4
 
@@ -155,7 +158,8 @@ def test_concatenate_of_one_and_of_missing_fields() -> None:
     ]
     joined = concatenate(bare)
     assert (joined.ref_logps, joined.advantages) == (None, None)
-    assert joined.old_logps is not None and joined.old_logps.shape == (4, 3)
+    assert joined.old_logps is not None
+    assert joined.old_logps.shape == (4, 3)
 
 
 def test_advantage_rows() -> None:

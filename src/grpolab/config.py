@@ -77,9 +77,7 @@ class Hardware:
     master_weights: bool = setting(
         True, "weights and optimizer stay float32 below a lower dtype (autocast)"
     )
-    tokens_per_microbatch: int = setting(
-        8192, "padded tokens per forward and backward pass", ge=1
-    )
+    tokens_per_microbatch: int = setting(8192, "padded tokens per forward and backward pass", ge=1)
     threads: int | None = setting(None, "CPU threads of torch", ge=1)
     deterministic: bool = setting(True, "refuse kernels that are not deterministic")
 
@@ -145,6 +143,9 @@ class Run:
     minibatches: int = setting(1, "parts an epoch over the batch is split into", ge=1)
     max_unscorable: float = setting(
         0.5, "share of unscorable samples in a batch that fails the run", ge=0, le=1
+    )
+    report: str | None = setting(
+        None, "module:function called with (run, folder) for the closing summary of a single run"
     )
     raw: dict[str, Any] = field(default_factory=dict, repr=False)
     """The resolved configuration as plain containers."""
@@ -235,7 +236,7 @@ def check_conflicts(run: Run) -> None:
         raise ConfigError(f"study: {run.study!r} given; allowed: a plain folder name.")
 
 
-UNHASHED = ("tracking", "output_dir", "study", "debug")
+UNHASHED = ("tracking", "output_dir", "study", "report", "debug")
 """Keys that change where or how a run is recorded, not what it computes."""
 
 
@@ -261,5 +262,3 @@ def fingerprint() -> str:
         if relative.parts[0].removesuffix(".py") not in RESULT_FREE:
             digest.update(str(relative).encode() + path.read_bytes())
     return digest.hexdigest()[:16]
-
-

@@ -73,8 +73,8 @@ class Rollouts:
         chosen = keep.nonzero().flatten().tolist()
         row_list = rows.nonzero().flatten().tolist()
         changed: dict[str, object] = {
-            "prompts": [self.prompts[i] for i in chosen],
-            "texts": [self.texts[i] for i in row_list],
+            "prompts": [self.prompts[i] for i in chosen] if self.prompts else [],
+            "texts": [self.texts[i] for i in row_list] if self.texts else [],
             "reward_parts": {k: v[keep] for k, v in self.reward_parts.items()},
         }
         for item in fields(self):
@@ -100,6 +100,8 @@ def concatenate(batches: list[Rollouts]) -> Rollouts:
         values = [getattr(b, item.name) for b in batches]
         if all(isinstance(v, Tensor) for v in values):
             changed[item.name] = _cat_padded(values)
+        elif any(isinstance(v, Tensor) for v in values):
+            raise ValueError(f"cannot join rollouts of which only some have {item.name}")
     return replace(first, **changed)  # type: ignore[arg-type]
 
 

@@ -562,7 +562,8 @@ def test_ppo_gradient_is_zero_exactly_where_the_clip_binds(seed: int) -> None:
     )
     high = (advantages > 0) & (ratio > 1.28)
     low = (advantages < 0) & (ratio < 0.8)
-    assert high.any() and low.any()
+    assert high.any()
+    assert low.any()
     expected = torch.where(high | low, 0.0, -advantages * ratio)
     close(gradient(result.loss.sum(), logps), expected.flatten())
     for key, share in (("clip/high", high), ("clip/low", low), ("clip/share", high | low)):
@@ -681,10 +682,44 @@ def test_kl_by_hand(name: str) -> None:
     assert found[0].tolist() == pytest.approx(HAND_KLS[name], abs=1e-12)
 
 
-def test_kl_clamp_by_hand() -> None:
+@pytest.mark.parametrize(
+    ("name", "clamp", "expected"),
+    [
+        ("k2", [4.0, 5.0], [4.5, 5.0]),  # 3²/2; min(4²/2, 5)
+        ("k1", [6.0, 2.0], [2.0, -2.0]),
+        ("k1", [2.0, 6.0], [2.0, -2.0]),
+    ],
+)
+def test_kl_clamp_by_hand(name: str, clamp: list[float], expected: list[float]) -> None:
     logps, ref_logps = tensor([[-1.0, -9.0]]), tensor([[-4.0, -1.0]])  # D = 3, −8
-    found = component("kl", "k2", clamp=[4.0, 5.0])(logps, ref_logps, full_mask(1, 2))
-    assert found[0].tolist() == [4.5, 5.0]  # 3²/2; min(4²/2, 5)
+    found = component("kl", name, clamp=clamp)(logps, ref_logps, full_mask(1, 2))
+    assert found[0].tolist() == expected
+
+
+def test_script_kl_div_by_hand_reads_the_old_policy() -> None:
+    logps, ref_logps, old = (
+        tensor([[0.5, 0.25]]).log(),
+        tensor([[0.7, 0.1]]),
+        tensor([[0.25, 0.25]]),
+    )
+    found = component("kl", "seed_kl_div")(logps, ref_logps, full_mask(1, 2), old_logps=old.log())
+    assert found[0].tolist() == pytest.approx(HAND_KLS["seed_kl_div"], abs=1e-12)
+
+
+def test_the_exponential_stops_at_twenty() -> None:
+    logps = tensor([[30.0, -30.0, 1.0, 0.0]]).requires_grad_()
+    result = component("clip", "none")(logps, torch.zeros(1, 4), tensor([[-1.0]]), full_mask(1, 4))
+    exact = [math.exp(20), math.exp(-20), math.e, 1.0]
+    assert result.loss[0].tolist() == pytest.approx(exact, rel=1e-12)
+    assert gradient(result.loss.sum(), logps).tolist() == pytest.approx([0, 0, math.e, 1.0])
+    assert float(result.metrics["clip/clamped"]) == 0.5
+
+
+def test_clip_shares_are_measured_before_the_clamp() -> None:
+    bound = 1e12  # between e^20, where the clamp binds, and e^30
+    clip = component("clip", "ppo", high=bound)
+    result = clip(tensor([[30.0, 25.0]]), torch.zeros(1, 2), tensor([[1.0]]), full_mask(1, 2))
+    assert float(result.metrics["clip/high"]) == 0.5
 
 
 HAND_AGGREGATIONS = {

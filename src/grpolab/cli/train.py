@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from grpolab.component import ConfigError
 from grpolab.config import Run, bind_run, job_id
 from grpolab.sweep.compose import Command, Sweep, conf_dir, expand, parse_command
 from grpolab.sweep.manifest import (
@@ -34,6 +36,8 @@ def train(arguments: Sequence[str]) -> int:
     arms = members(sweep, runs[0].tracking.baseline) if sweep.multirun else []
     for run in runs:
         check(run)
+        if run.report is not None:
+            _closing_report(run.report)
     if sweep.multirun:
         return _run_sweep(command, sweep, runs[0], arms)
     return _run_one(sweep.jobs[0].raw, runs[0])
@@ -77,9 +81,7 @@ def _run_sweep(command: Command, sweep: Sweep, run: Run, arms: list[Member]) -> 
     return _report(folders, run, sweep_id=sweep_id)
 
 
-def _open_parent(
-    run: Run, sweep_id: str, sweep: Sweep, command: Command
-) -> tuple[Any, str] | None:
+def _open_parent(run: Run, sweep_id: str, sweep: Sweep, command: Command) -> tuple[Any, str] | None:
     """The MLflow run that the sweep's jobs are children of."""
     if not run.tracking.mlflow:
         return None
@@ -114,7 +116,9 @@ def _hand_to_hydra(command: Command, sweep_id: str | None = None) -> None:
         words.append(f"tracking.sweep={sweep_id}")
     before, sys.argv = sys.argv, ["grpolab", *words]
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(hydra_job)()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(
+            hydra_job
+        )()
     finally:
         sys.argv = before
 
@@ -141,9 +145,21 @@ def _report(
         final = folders[0].metrics()[-1][1]
         print(f"  held-out accuracy {final.get('eval/accuracy', float('nan')):.2f}, "
               f"model in {folders[0].path / 'model'}")  # fmt: skip
+        if run.report is not None:
+            print(_closing_report(run.report)(run, folders[0]))
     if run.tracking.mlflow:
         print(f"  mlflow ui --backend-store-uri {tracking_uri(run)}")
     return 0 if done == len(folders) else 1
+
+
+def _closing_report(name: str) -> Any:
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"report: cannot import {name!r} ({error}); allowed: module:function."
+        ) from error
 
 
 def _draw(run: Run, sweep_id: str) -> None:
@@ -152,5 +168,3 @@ def _draw(run: Run, sweep_id: str) -> None:
     made = analyze(output_dir=run.output_dir, sweep=sweep_id, study=run.study)
     print(summary(made))
     print(f"  figure: {made.out / 'figures' / 'learning_curves.png'}")
-
-

@@ -31,8 +31,10 @@ class Advantage(ABC):
     clip: list[float] | None = setting(None, "[lo, hi] that the advantages are clamped to")
 
     def __post_init__(self) -> None:
-        if self.clip is not None and (len(self.clip) != 2 or self.clip[0] > self.clip[1]):
-            raise ValueError(f"clip: {self.clip} given; allowed: [lo, hi] with lo ≤ hi, or null.")
+        if self.clip is not None and (len(self.clip) != 2 or not self.clip[0] <= 0 <= self.clip[1]):
+            raise ValueError(
+                f"clip: {self.clip} given; allowed: [lo, hi] with lo ≤ 0 ≤ hi, or null."
+            )
 
     def __call__(
         self,

@@ -47,4 +47,5 @@ class Beta:
         target = self.kl.target or DEFAULT_TARGET
         horizon = self.kl.horizon or DEFAULT_HORIZON
         error = min(0.2, max(-0.2, measured / target - 1))
-        self.adaptive *= 1 + error * completions / horizon
+        # A batch beyond the horizon counts as one horizon: β would turn negative otherwise
+        self.adaptive *= 1 + error * min(1.0, completions / horizon)

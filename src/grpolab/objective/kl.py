@@ -1,6 +1,6 @@
 """KL(π‖π_ref) per token: (logps, ref_logps, mask) → [N, T], before β. D = logps − ref_logps.
 
-exp never overflows: D is clamped to ±20 inside it. `clamp: [in, out]` clamps D to ±in and the
+exp never overflows: k3 keeps D at −20 or above (its gradient is 0 below). `clamp: [in, out]` clamps D to ±in and the
 value to ±out for every estimator (verl: [20, 10]; TRL: none); gradients vanish where it binds.
 """
 
@@ -161,8 +161,13 @@ class K2(ReferenceKL):
 
 
 def k3(d: Tensor) -> Tensor:
-    """exp(−d) + d − 1, with d clamped to ±20 in the exponential alone."""
-    return (-d).clamp(-EXP_CLAMP, EXP_CLAMP).exp() + d - 1
+    """exp(−d) + d − 1, with d kept at −20 or above, where exp(−d) would overflow.
+
+    In both terms: clamping the exponential alone would leave the gradient of +d, which pushes the
+    policy further away just where it has strayed furthest.
+    """
+    d = d.clamp(min=-EXP_CLAMP)
+    return (-d).exp() + d - 1
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class Policy:
         self.model: Any = model.to(self.device).eval()
         self.sampling_model: Any = self.model
         if self.autocasts:
-            self.sampling_model = copy.deepcopy(self.model).to(self.dtype).requires_grad_(False)
+            self.sampling_model = frozen(self.model, self.dtype)
         self.end_ids = end_tokens(self.model, encoder.tokenizer)
 
     @property
@@ -145,7 +145,7 @@ class Policy:
         """The start weights for a reference: a copy, or None where LoRA's base serves."""
         if self.encoder.settings.lora is not None:
             return None
-        return copy.deepcopy(self.model).to(self.dtype).requires_grad_(False)
+        return frozen(self.model, self.dtype)
 
     @contextmanager
     def base_weights(self) -> Iterator[Any]:
@@ -211,15 +211,30 @@ class Policy:
 def join_rows(
     prompt_ids: Tensor, prompt_lengths: Tensor, completion_ids: Tensor, mask: Tensor, pad_id: int
 ) -> tuple[Tensor, Tensor]:
-    """(ids [n, S+T] with each completion right behind its prompt, positions [n, T] of its
-    tokens). Masked positions hold the pad token."""
+    """(ids [n, W] with each completion right behind its prompt, positions [n, T] of its tokens).
+
+    W is the longest row's prompt and completion together, so a long prompt with a short answer
+    beside a short prompt with a long one is not padded to the sum of both. Masked positions hold
+    the pad token, and those beyond W point right behind it.
+    """
     n, width = completion_ids.shape
     ids = torch.nn.functional.pad(prompt_ids, (0, width), value=pad_id)
     steps = torch.arange(width, device=ids.device)
     positions = prompt_lengths.unsqueeze(1) + steps  # [n, T]
     columns = torch.arange(ids.shape[1], device=ids.device).expand(n, -1)
     ids = torch.where(columns < prompt_lengths.unsqueeze(1), ids, pad_id)
-    return ids.scatter(1, positions, torch.where(mask, completion_ids, pad_id)), positions
+    ids = ids.scatter(1, positions, torch.where(mask, completion_ids, pad_id))
+    longest = int((prompt_lengths + mask.sum(dim=1)).max())
+    return ids[:, :longest], positions.clamp(max=longest)
+
+
+def frozen(model: Any, dtype: torch.dtype) -> Any:
+    """A copy without gradients, its parameters in `dtype`. Buffers stay as they are: rotary
+    frequencies rounded to bfloat16 would turn far positions by whole radians."""
+    copied = copy.deepcopy(model).requires_grad_(False)
+    for parameter in copied.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return copied
 
 
 def quiet() -> None:
@@ -249,7 +264,9 @@ def with_lora(model: Any, lora: Lora, seed: int) -> Any:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise ConfigError("model.lora needs the package peft: pip install 'grpolab[lora]'.") from error
+        raise ConfigError(
+            "model.lora needs the package peft: pip install 'grpolab[lora]'."
+        ) from error
     with global_stream(seed, "init"):
         return get_peft_model(
             model,

@@ -91,11 +91,12 @@ def choose(logits: Tensor, uniforms: Tensor) -> Tensor:
     1.6 ms where torch.multinomial takes 30 ms (32 × 49,152), and the token is a function of a
     number that was drawn beforehand: devices and batch layouts cannot change the noise.
     """
-    cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
+    probabilities = logits.softmax(dim=-1)
+    cumulative = probabilities.cumsum(dim=-1)
     target = uniforms.unsqueeze(1).to(cumulative) * cumulative[:, -1:]
     # right=True: the first entry *above* the target, so a token of probability 0 is never chosen
     found = torch.searchsorted(cumulative, target, right=True).squeeze(1)
-    last_possible = (logits > -torch.inf).long().cumsum(dim=-1).argmax(dim=-1)
+    last_possible = (probabilities > 0).long().cumsum(dim=-1).argmax(dim=-1)
     return torch.minimum(found, last_possible)
 
 

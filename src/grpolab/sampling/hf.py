@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -30,7 +31,6 @@ class HF(Sampler):
         ids, mask = pad_left(prompts, policy.pad_id)
         ids = ids.repeat_interleave(draw.samples, 0).to(policy.device)
         mask = mask.repeat_interleave(draw.samples, 0).to(policy.device)
-        # Without a default that generation_config.json of the model may have set
         config = GenerationConfig(
             max_new_tokens=self.max_new_tokens,
             do_sample=not draw.greedy,
@@ -41,10 +41,9 @@ class HF(Sampler):
             return_dict_in_generate=True,
             **({} if draw.greedy else self._warpers()),
         )
-        with global_stream(draw.seed, "sampling", *draw.indices):
-            output = policy.sampling_model.generate(
-                input_ids=ids, attention_mask=mask, generation_config=config
-            )
+        model = policy.sampling_model
+        with global_stream(draw.seed, "sampling", *draw.indices), plain_defaults(model):
+            output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
         tokens = output.sequences[:, ids.shape[1] :]
         valid, truncated = finish(tokens, torch.tensor(policy.end_ids, device=policy.device))
         zero = torch.zeros(tokens.shape, device=policy.device)
@@ -67,3 +66,17 @@ class HF(Sampler):
             "top_p": self.top_p,
             "min_p": self.min_p or None,
         }
+
+
+@contextmanager
+def plain_defaults(model: Any) -> Iterator[None]:
+    """`generate` fills in what its configuration leaves open from the model's own
+    generation_config.json, a repetition penalty for one: here that file counts for nothing."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own

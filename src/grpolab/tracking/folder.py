@@ -75,7 +75,9 @@ class RunFolder:
 
     def append_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line of metrics.jsonl; non-finite numbers become strings, as JSON has none."""
-        self._append("metrics.jsonl", {"step": step, "metrics": {k: _plain(v) for k, v in metrics.items()}})
+        self._append(
+            "metrics.jsonl", {"step": step, "metrics": {k: _plain(v) for k, v in metrics.items()}}
+        )
 
     def append_samples(self, records: list[dict[str, Any]]) -> None:
         """Lines of samples.jsonl."""

@@ -203,9 +203,7 @@ def _log_dataset(client: Any, run_id: str, source: str) -> None:
     from mlflow.entities import Dataset, DatasetInput
 
     name = source.split("(")[0].strip()[:500] or "task"
-    entry = Dataset(
-        name=name, digest=_digest(source), source_type="grpolab", source=source[:65000]
-    )
+    entry = Dataset(name=name, digest=_digest(source), source_type="grpolab", source=source[:65000])
     client.log_inputs(run_id, datasets=[DatasetInput(dataset=entry, tags=[])])
 
 

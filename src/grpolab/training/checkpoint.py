@@ -31,7 +31,9 @@ def save(
     new, old, final = (run_folder / f"{FOLDER}{end}" for end in (".new", ".old", ""))
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    save_file({n: p.detach().contiguous() for n, p in parameters.items()}, new / "weights.safetensors")
+    save_file(
+        {n: p.detach().contiguous() for n, p in parameters.items()}, new / "weights.safetensors"
+    )
     save_file(_optimizer_tensors(parameters, optimizer), new / "optimizer.safetensors")
     (new / "state.json").write_text(json.dumps(state))
     for path in new.iterdir():

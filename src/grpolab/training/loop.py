@@ -108,7 +108,9 @@ class Trainer:
                 f"(max_unscorable is {self.run.max_unscorable:.0%})"
             )
         examples = [
-            self.examples.train[i] for i in seen.prompt_index.tolist() for _ in range(seen.group_size)
+            self.examples.train[i]
+            for i in seen.prompt_index.tolist()
+            for _ in range(seen.group_size)
         ]
         return metrics | length_metrics(seen, correctness(self.run.task, seen.texts, examples))
 
@@ -174,14 +176,10 @@ class Trainer:
             "skipped": self.updater.skipped,
             "scaler": self.updater.scaler.state_dict(),
         }
-        checkpoint.save(
-            self.folder.path, self.updater.parameters, self.updater.optimizer, state
-        )
+        checkpoint.save(self.folder.path, self.updater.parameters, self.updater.optimizer, state)
 
     def _resume(self) -> None:
-        state = checkpoint.load(
-            self.folder.path, self.updater.parameters, self.updater.optimizer
-        )
+        state = checkpoint.load(self.folder.path, self.updater.parameters, self.updater.optimizer)
         if state is None:
             self.folder.truncate(0)
             return

@@ -116,7 +116,7 @@ class Updater:
                 groups.unsqueeze(1) * run.sampler.group_size + torch.arange(run.sampler.group_size)
             ).flatten()
             own = Sums()
-            self._backward(rollouts, rows, beta, own, share=1 / run.updates_per_batch)
+            self._backward(rollouts, rows, beta, own)
             norms.append(self._step())
             merge(sums, own)
             done += 1
@@ -129,9 +129,7 @@ class Updater:
         for _ in range(self.run.epochs):
             yield from torch.arange(groups).tensor_split(self.run.minibatches)
 
-    def _backward(
-        self, rollouts: Rollouts, rows: Tensor, beta: float, sums: Sums, share: float
-    ) -> None:
+    def _backward(self, rollouts: Rollouts, rows: Tensor, beta: float, sums: Sums) -> None:
         run = self.run
         mask = rollouts.mask[rows.to(rollouts.mask.device)]
         weights = run.aggregation.weights(
@@ -142,10 +140,10 @@ class Updater:
         for chosen, width in self.microbatches(rollouts, rows):
             part = self._part(rollouts, chosen, width)
             own = weights[torch.tensor([place[int(r)] for r in chosen], device=weights.device)]
-            self._microbatch(part, own, beta, sums, share)
+            self._microbatch(part, own, beta, sums)
 
     def _microbatch(
-        self, part: dict[str, Tensor], weights: Tensor, beta: float, sums: Sums, share: float
+        self, part: dict[str, Tensor], weights: Tensor, beta: float, sums: Sums
     ) -> None:
         mask = part["mask"]
         with torch.enable_grad():
@@ -168,9 +166,9 @@ class Updater:
             loss = (losses.total * weights).sum()
             self.scaler.scale(loss).backward()
         with torch.no_grad():
-            sums.add("loss/policy", (losses.policy * weights).sum() * share)
-            sums.add("loss/kl", (losses.kl * weights).sum() * share)
-            sums.add("loss/total", loss * share)
+            sums.add("loss/policy", (losses.policy * weights).sum())
+            sums.add("loss/kl", (losses.kl * weights).sum())
+            sums.add("loss/total", loss)
             self._measure(now, old, base, part, losses.metrics, sums)
 
     def _measure(
@@ -250,8 +248,10 @@ class Updater:
             finite = [n for n in norms if math.isfinite(n)]
             metrics["optim/grad_norm"] = sum(finite) / len(finite) if finite else math.nan
         for name, value in numbers.items():
-            summed = name.startswith("loss/") or name == "policy/ratio_max"
-            metrics[name] = value if summed else value / tokens
+            if name.startswith("loss/"):  # the mean over the updates that were made
+                metrics[name] = value / updates
+            else:
+                metrics[name] = value if name == "policy/ratio_max" else value / tokens
         return metrics
 
     # -- forward passes ------------------------------------------------------------------------

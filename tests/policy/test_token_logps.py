@@ -1,0 +1,140 @@
+"""Log-probs of given tokens: equal to those of each sequence alone, whatever stands around it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from grpolab.policy.policy import Policy, TokenLogps, join_rows
+from grpolab.rollouts import Rollouts
+
+if TYPE_CHECKING:
+    from tests.policy import policies as lab
+else:
+    import policies as lab
+
+FAMILIES = ["tiny", "Llama", "Qwen2", "GPT2", "Mistral", "Gemma2"]
+PROMPTS, LENGTHS = [3, 9, 1], [4, 0, 12, 1, 7, 2]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Policy:
+    if request.param == "tiny":
+        return lab.policy_of(lab.run_of())
+    folder = lab.random_model(tmp_path_factory.mktemp(request.param), request.param)
+    return lab.policy_of(lab.run_of(f"model.name={folder}"))
+
+
+def score(policy: Policy, rollouts: Rollouts, **settings: Any) -> TokenLogps:
+    return policy.token_logps(
+        rollouts.prompt_ids,
+        rollouts.prompt_lengths,
+        rollouts.completion_ids,
+        rollouts.mask,
+        **settings,
+    )
+
+
+@pytest.mark.parametrize(("width", "prompt_width"), [(12, 9), (20, 9), (12, 30), (33, 17)])
+def test_equal_to_each_sequence_alone(policy: Policy, width: int, prompt_width: int) -> None:
+    rollouts = lab.made_up_rollouts(
+        PROMPTS, LENGTHS, group_size=2, width=width, prompt_width=prompt_width
+    )
+    with torch.no_grad():
+        found = score(policy, rollouts, keep_logits=True)
+        assert found.logits is not None
+        assert found.logps.shape == found.entropy.shape == rollouts.mask.shape
+        for row in range(len(rollouts)):
+            prompt, completion = lab.sequence(rollouts, row)
+            mask = rollouts.mask[row]
+            logps = lab.plain_logps(policy.model, prompt, completion)
+            logits = lab.plain_logits(policy.model, prompt, completion)
+            entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+            torch.testing.assert_close(found.logps[row][mask], logps, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(found.entropy[row][mask], entropy, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(found.logits[row][mask], logits, atol=2e-5, rtol=1e-4)
+
+
+def test_rows_do_not_see_each_other(policy: Policy) -> None:
+    rollouts = lab.made_up_rollouts(PROMPTS, LENGTHS, group_size=2)
+    order = torch.tensor([4, 2, 0, 5, 1, 3])
+    with torch.no_grad():
+        whole = score(policy, rollouts).logps
+        permuted = policy.token_logps(
+            rollouts.prompt_ids[order],
+            rollouts.prompt_lengths[order],
+            rollouts.completion_ids[order],
+            rollouts.mask[order],
+        ).logps
+    difference = (permuted - whole[order]).abs()[rollouts.mask[order]]
+    assert float(difference.max()) < 1e-5
+
+
+def test_gradient_is_that_of_the_plain_log_probs(policy: Policy) -> None:
+    rollouts = lab.made_up_rollouts(PROMPTS, LENGTHS, group_size=2)
+    weights = torch.randn(rollouts.mask.shape, generator=torch.Generator().manual_seed(1))
+    parameters = list(policy.trainable().values())
+    found = score(policy, rollouts)
+    assert not found.entropy.requires_grad
+    ours = torch.autograd.grad((found.logps * weights)[rollouts.mask].sum(), parameters)
+    total = torch.zeros(())
+    for row in range(len(rollouts)):
+        logps = lab.plain_logps(policy.model, *lab.sequence(rollouts, row))
+        total = total + (logps * weights[row][rollouts.mask[row]]).sum()
+    plain = torch.autograd.grad(total, parameters)
+    norm = torch.cat([g.flatten() for g in plain]).norm()
+    gap = torch.cat([(a - b).flatten() for a, b in zip(ours, plain, strict=True)]).norm()
+    assert float(gap / norm) < 1e-5
+
+
+def test_only_empty_completions(policy: Policy) -> None:
+    rollouts = lab.made_up_rollouts([1, 1], [0, 0], group_size=1, width=3)
+    found = score(policy, rollouts)
+    assert found.logps.shape == (2, 3)
+
+
+def test_rows_are_padded_to_the_longest_row_only() -> None:
+    prompts = torch.tensor([[5, 6, 7, 8], [9, 50, 51, 52]])
+    completions = torch.tensor([[10, 40, 41], [11, 12, 13]])
+    mask = torch.tensor([[True, False, False], [True, True, True]])
+    ids, positions = join_rows(prompts, torch.tensor([4, 1]), completions, mask, 0)
+    assert ids.tolist() == [[5, 6, 7, 8, 10], [9, 11, 12, 13, 0]]
+    assert positions[mask].tolist() == [4, 1, 2, 3]
+    assert int(positions.max()) <= ids.shape[1]
+
+
+def test_half_precision_copies_keep_their_rotary_frequencies() -> None:
+    policy = lab.policy_of(lab.run_of("hardware.dtype=bfloat16", "kl=k3"))
+    for copied in (policy.sampling_model, policy.frozen_copy()):
+        assert {p.dtype for p in copied.parameters()} == {torch.bfloat16}
+        assert not any(p.requires_grad for p in copied.parameters())
+        own, others = dict(policy.model.named_buffers()), dict(copied.named_buffers())
+        assert own
+        for name, buffer in own.items():
+            assert torch.equal(buffer, others[name])
+    assert {p.dtype for p in policy.model.parameters()} == {torch.float32}
+
+
+def test_half_precision_copy_agrees_far_from_the_start() -> None:
+    # Rounded frequencies would shift position 240 by most of a radian
+    policy = lab.policy_of(lab.run_of("hardware.dtype=bfloat16"))
+    ids = torch.randint(3, 58, (4, 250), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exact = policy.model(input_ids=ids).logits.softmax(-1)
+        half = policy.sampling_model(input_ids=ids).logits.float().softmax(-1)
+    apart = (exact - half).abs().sum(-1) / 2
+    assert float(apart[:, 200:].mean()) < 2 * float(apart[:, :50].mean()) + 0.01
+
+
+def test_saved_model_loads(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    policy = lab.policy_of(lab.run_of())
+    policy.save(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for name, parameter in loaded.named_parameters():
+        assert torch.equal(parameter, policy.trainable()[name])
+    assert (tmp_path / "tokenizer.json").exists()
