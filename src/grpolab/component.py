@@ -23,7 +23,13 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 MODULES: dict[str, tuple[str, ...]] = {
-    "task": ("tasks.arithmetic", "tasks.gsm8k", "tasks.inline", "tasks.jsonl", "tasks.reasoning_gym"),
+    "task": (
+        "tasks.arithmetic",
+        "tasks.gsm8k",
+        "tasks.inline",
+        "tasks.jsonl",
+        "tasks.reasoning_gym",
+    ),
     "sampler": ("sampling.static", "sampling.hf"),
     "selection": ("training.selection",),
     "reward": ("rewards.text", "rewards.neural", "rewards.python", "rewards.mixture"),

@@ -52,7 +52,7 @@ def random_model(folder: Path, kind: str, **changes: Any) -> str:
     with torch.random.fork_rng():
         torch.manual_seed(7)
         config = getattr(transformers, f"{kind}Config")(**settings)
-        model = getattr(transformers, f"{kind}ForCausalLM")(config)
+        model = transformers.AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TINY / name, folder / name)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpolab.policy import warm_start
@@ -91,6 +92,25 @@ def test_warm_start_leaves_room_to_learn(accuracy: Accuracy) -> None:
 def test_completions_vary_in_length_and_end(accuracy: Accuracy) -> None:
     assert 6 <= accuracy.tokens <= MAX_NEW_TOKENS
     assert accuracy.truncated <= 0.02
+
+
+def test_the_worked_example_has_something_to_learn(model: Any, tokenizer: Any) -> None:
+    """Groups of four first tokens must hold right and wrong ones, or every advantage is 0."""
+    path = Path(__file__).parents[2] / "conf" / "experiment" / "seed_example.yaml"
+    example = yaml.safe_load(path.read_text())
+    assert example["task"] | {"tolerance": 0} == {
+        "prompts": [warm_start.WORKED_PROMPT],
+        "answers": ["5"],
+        "tolerance": 0,
+    }
+    sampler = example["sampler"]
+    ids = tokenizer(warm_start.WORKED_PROMPT, return_tensors="pt")["input_ids"]
+    assert tokenizer.unk_token_id not in ids
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0, -1]
+    top = (logits / sampler["temperature"]).topk(sampler["top_k"])
+    right = (top.indices == tokenizer.convert_tokens_to_ids("5")).double()
+    assert 0.25 <= float((top.values.double().softmax(dim=0) * right).sum()) <= 0.65
 
 
 def test_measure_repeats_and_leaves_torch_as_it_was(model: Any, tokenizer: Any) -> None:

@@ -42,7 +42,7 @@ def analyze(arguments: Sequence[str]) -> int:
     if "sweep" not in given and "study" not in given:
         given["sweep"] = "latest"
     try:
-        made = results.analyze(**given)  # type: ignore[arg-type]
+        made = results.analyze(**given)
     except ResultsError as error:
         raise ConfigError(str(error)) from error
     print(results.summary(made))

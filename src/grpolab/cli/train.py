@@ -11,7 +11,8 @@ from typing import Any
 
 from grpolab.component import ConfigError
 from grpolab.config import Run, bind_run, job_id
-from grpolab.sweep.compose import Command, Sweep, conf_dir, expand, parse_command
+from grpolab.sweep.compose import Command, Sweep, expand, parse_command
+from grpolab.sweep.explain import conf_dir
 from grpolab.sweep.manifest import (
     Member,
     manifest_path,

@@ -1,7 +1,8 @@
 """KL(π‖π_ref) per token: (logps, ref_logps, mask) → [N, T], before β. D = logps − ref_logps.
 
-exp never overflows: k3 keeps D at −20 or above (its gradient is 0 below). `clamp: [in, out]` clamps D to ±in and the
-value to ±out for every estimator (verl: [20, 10]; TRL: none); gradients vanish where it binds.
+exp never overflows: k3 keeps D at −20 or above (its gradient is 0 below). `clamp: [in, out]` clamps
+D to ±in and the value to ±out for every estimator (verl: [20, 10]; TRL: none); gradients vanish
+where it binds.
 """
 
 from __future__ import annotations

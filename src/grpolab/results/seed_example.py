@@ -19,8 +19,8 @@ ERRATA = (
     "reference is the frozen start (reference=frozen).",
     '"0.4 → clipped to 0.8" does not bind for A > 0: min(0.4·A, 0.8·A) is the unclipped term, and '
     "its gradient passes. It binds for A < 0.",
-    "Its old log-probs are those of the tempered, truncated distribution (T 0.7, top-k 10), its new "
-    "ones of the plain policy, so its ratio is not 1 before any update. Here both are the plain "
+    "Its old log-probs are those of the tempered, truncated distribution (T 0.7, top-k 10), its "
+    "new ones of the plain policy, so its ratio is not 1 before any update. Here both are the plain "
     "policy's.",
     "Standard deviation 0.53 and advantage 0.94 are rounded twice: 0.5345 and 0.9354.",
 )
@@ -77,9 +77,10 @@ def _advantages() -> list[tuple[str, str, str]]:
     def first(rewards: Tensor, **settings: Any) -> str:
         return f"±{float(component('advantage', 'group_zscore', **settings)(rewards)[0, 0]):.4f}"
 
+    spreads = torch.stack([eight.std(), eight.std(correction=0)])
     return [
         ("G=8, 4 right: mean", "0.5", _show(eight.mean())),
-        ("  standard deviation, ddof 1 / 0", "0.53", _show(torch.stack([eight.std(), eight.std(correction=0)]))),
+        ("  standard deviation, ddof 1 / 0", "0.53", _show(spreads)),
         ("  advantage, ddof 1, eps 0", "±0.94", first(eight, eps=0.0)),
         ("  advantage, ddof 1, eps 1e-4", "", first(eight)),
         ("  advantage, ddof 0, eps 0", "", first(eight, ddof=0, eps=0.0)),
@@ -92,7 +93,8 @@ def _surrogates() -> list[tuple[str, str, str]]:
     ratios = _f64([[0.9 / 0.5], [0.2 / 0.5], [0.7 / 0.5]])
     mask = torch.ones(3, 1, dtype=torch.bool)
     ppo = component("clip", "ppo")
-    advantage = float(component("advantage", "group_zscore", eps=0.0)(_f64([[1.0] * 4 + [0.0] * 4]))[0, 0])
+    normalise = component("advantage", "group_zscore", eps=0.0)
+    advantage = float(normalise(_f64([[1.0] * 4 + [0.0] * 4]))[0, 0])
     rows = [("ratios 0.9/0.5, 0.2/0.5, 0.7/0.5, clipped at 0.2", "1.2 0.8 1.2",
              _show(ratios.clamp(1 - ppo.low, 1 + ppo.high), 1))]  # fmt: skip
     for sign in (1, -1):

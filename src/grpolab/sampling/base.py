@@ -61,6 +61,12 @@ class Sampler(ABC):
     def __call__(self, policy: Policy, prompts: Sequence[Sequence[int]], draw: Draw) -> Samples:
         """Completions of each prompt's tokens."""
 
+    @property
+    def plain(self) -> bool:
+        """Whether the distribution sampled from is the policy itself."""
+        whole = self.top_k == 0 and self.top_p == 1 and self.min_p == 0
+        return whole and self.temperature == 1
+
     def warp(self, logits: Tensor) -> Tensor:
         """Logits [n, V] of the distribution sampled from, float32: temperature, then top-k,
         top-p and min-p in the order of Transformers' `generate`."""
@@ -91,13 +97,12 @@ def choose(logits: Tensor, uniforms: Tensor) -> Tensor:
     1.6 ms where torch.multinomial takes 30 ms (32 × 49,152), and the token is a function of a
     number that was drawn beforehand: devices and batch layouts cannot change the noise.
     """
-    probabilities = logits.softmax(dim=-1)
-    cumulative = probabilities.cumsum(dim=-1)
-    target = uniforms.unsqueeze(1).to(cumulative) * cumulative[:, -1:]
+    cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    below = torch.nextafter(total, torch.zeros_like(total))  # u·total may round up to the total
+    target = torch.minimum(uniforms.unsqueeze(1).to(cumulative) * total, below)
     # right=True: the first entry *above* the target, so a token of probability 0 is never chosen
-    found = torch.searchsorted(cumulative, target, right=True).squeeze(1)
-    last_possible = (probabilities > 0).long().cumsum(dim=-1).argmax(dim=-1)
-    return torch.minimum(found, last_possible)
+    return torch.searchsorted(cumulative, target, right=True).squeeze(1)
 
 
 def token_logp(logits: Tensor, tokens: Tensor) -> Tensor:

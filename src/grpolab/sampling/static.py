@@ -19,13 +19,15 @@ COMPACT_BELOW = 0.75  # rows alive / rows run, below which the batch is rebuilt 
 CHECK_EVERY = {"cpu": 1}  # elsewhere asking how many rows are alive waits for the device: every 8
 
 
-class RoomyLayer(DynamicLayer):
+class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # Transformers is untyped
     """A cache layer that writes into room allocated once, where DynamicLayer copies everything it
     holds at every token."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
         self.room = room
+        self.keys: Any
+        self.values: Any
         self.key_room: Tensor | None = None
         self.value_room: Tensor | None = None
 
@@ -147,7 +149,8 @@ class _Decoding:
         width = self.prompt_mask.shape[1] + self.sampler.max_new_tokens
         self.mask = self.prompt_mask.new_ones((len(self.rows), width))
         self.mask[:, : self.prompt_mask.shape[1]] = self.prompt_mask.repeat_interleave(samples, 0)
-        return output.logits[:, -1].repeat_interleave(samples, dim=0)
+        logits: Tensor = output.logits[:, -1].repeat_interleave(samples, dim=0)
+        return logits
 
     def _choose(self, logits: Tensor, t: int) -> Tensor:
         """Picks and records token t of every running row [n]."""
@@ -157,7 +160,10 @@ class _Decoding:
             warped = self.sampler.warp(logits)
             tokens = choose(warped, self.uniforms[self.rows, t])
             self.logps[self.rows, t] = token_logp(warped, tokens)
-        self.policy_logps[self.rows, t] = token_logp(logits, tokens)
+        if self.sampler.plain and not self.draw.greedy:
+            self.policy_logps[self.rows, t] = self.logps[self.rows, t]
+        else:
+            self.policy_logps[self.rows, t] = token_logp(logits, tokens)
         self.ids[self.rows, t] = tokens
         self.alive &= ~torch.isin(tokens, self.end_ids)
         return tokens

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grpolab.component import MODULES, MISSING, ConfigError, nearest, registry, settings_of
-
-
-def conf_dir() -> Path:
-    """The folder of YAML files: inside the installed package, or the checkout's."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parents[1] / "conf"
+from grpolab.component import MISSING, MODULES, ConfigError, registry, settings_of
+from grpolab.sweep.explain import conf_dir, explain, first_line
 
 
 @dataclass
@@ -84,8 +77,8 @@ def expand(command: Command) -> Sweep:
     try:
         parsed = parser.parse_overrides(command.overrides)
     except HydraException as error:
-        raise ConfigError(f"command line: {_first_line(error)}") from error
-    fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
+        raise ConfigError(f"command line: {first_line(error)}") from error
+    fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
     swept = [str(o.key_or_group) for o in parsed if o.is_sweep_override()]
     with _Composer(command.config_dir) as compose:
         base = compose(fixed, with_hydra=True)
@@ -128,7 +121,7 @@ class _Composer:
         self._context = initialize_config_dir(str(conf_dir()), version_base="1.3")
         self._context.__enter__()
         if self.config_dir is not None:
-            path = GlobalHydra.instance().config_loader().get_search_path()  # type: ignore[union-attr]
+            path = GlobalHydra.instance().config_loader().get_search_path()
             path.append("command-line", f"file://{Path(self.config_dir).absolute()}")
             _reset_repository()
         return self._compose
@@ -189,75 +182,3 @@ def register_outside_components() -> None:
                 else:
                     node[key] = MISSING
             store.store(group=group, name=name, node=node, provider=cls.__module__)
-
-
-def explain(error: Exception, overrides: Sequence[str]) -> str:
-    """Hydra's message as one sentence: key, given, allowed, nearest."""
-    text = str(error)
-    found = re.search(r"Could not override '([^']+)'", text)
-    if found:
-        return _unknown_key(found.group(1), overrides)
-    found = re.search(r"Could not find '([^']+)/([^/']+)'", text)
-    if found:
-        group, given = found.groups()
-        allowed = choices(group)
-        return f"{group}: unknown choice {given!r}; allowed: {', '.join(allowed)}{nearest(given, allowed) or '.'}"
-    found = re.search(r"Could not override '?([\w./@]+)'?\.\s*No match in the defaults list", text)
-    if found:
-        return _unknown_key(found.group(1), overrides)
-    found = re.search(r"Missing mandatory value: (\S+)", text)
-    if found:
-        return f"{found.group(1)}: missing; give it a value."
-    return f"config: {_first_line(error)}"
-
-
-def choices(group: str) -> list[str]:
-    """The choices of a config group."""
-    files = {p.stem for p in (conf_dir() / group).rglob("*.yaml")}
-    nested = {
-        str(p.relative_to(conf_dir() / group).with_suffix(""))
-        for p in (conf_dir() / group).rglob("*.yaml")
-    }
-    known = nested if nested else files
-    return sorted(known | (set(registry(group)) if group in MODULES else set()))
-
-
-def _unknown_key(key: str, overrides: Sequence[str]) -> str:
-    from grpolab.config import SETTINGS, Run
-
-    given = next((o.partition("=")[2] for o in overrides if o.lstrip("+~").startswith(key)), "?")
-    group, _, setting = key.partition(".")
-    root = [f for f in settings_of(Run) if f != "raw"]
-    if not setting:
-        return f"{key}: unknown key (given {given}); allowed: {', '.join(root)}{nearest(key, root) or '.'}"
-    chosen = next((o.partition("=")[2] for o in overrides if o.startswith(f"{group}=")), None)
-    if group in SETTINGS:
-        allowed = list(settings_of(SETTINGS[group]))
-    elif group in MODULES:
-        name = chosen or default_choice(group)
-        allowed = list(settings_of(registry(group)[name])) if name in registry(group) else []
-        group_label = f"{group}={name}"
-        listed = ", ".join(f"{group}.{a}" for a in allowed) or "none"
-        return (
-            f"{key}: unknown setting of {group_label} (given {given}); allowed: {listed}"
-            f"{nearest(setting, allowed) or '.'}"
-        )
-    else:
-        return f"{key}: unknown key (given {given}); allowed: {', '.join(root)}{nearest(group, root) or '.'}"
-    listed = ", ".join(f"{group}.{a}" for a in allowed)
-    return f"{key}: unknown setting (given {given}); allowed: {listed}{nearest(setting, allowed) or '.'}"
-
-
-def default_choice(group: str) -> str:
-    """The choice that train.yaml's defaults list makes for a group."""
-    from omegaconf import OmegaConf
-
-    defaults: Any = OmegaConf.load(conf_dir() / "train.yaml").get("defaults", [])
-    for entry in defaults:
-        if not isinstance(entry, str) and group in entry:
-            return str(entry[group])
-    return ""
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

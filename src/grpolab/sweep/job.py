@@ -92,7 +92,7 @@ def _train(run: Run, raw: dict[str, Any], folder: RunFolder, ready: Ready) -> st
 def _identity(run: Run, raw: dict[str, Any]) -> dict[str, Any]:
     """Who this run is in its sweep; alone it is the baseline of nothing else."""
     own = job_id(raw)
-    identity = {
+    identity: dict[str, Any] = {
         "study": run.study, "sweep": run.tracking.sweep, "job_id": own, "arm": BASELINE,
         "seed": run.seed, "baseline": True, "factors": {}, "parent_run_id": None,
     }  # fmt: skip
@@ -196,4 +196,5 @@ def _tags(identity: dict[str, Any], raw: dict[str, Any]) -> dict[str, str]:
 def _params(raw: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
     """Every setting under its config key, and the swept factors under theirs."""
     flat = plain({k: v for k, v in raw.items() if k != "tracking"})
-    return {k: v for k, v in flat.items() if v is not None} | identity["factors"]
+    factors: dict[str, Any] = identity["factors"]
+    return {k: v for k, v in flat.items() if v is not None} | factors

@@ -164,7 +164,8 @@ class Updater:
             )
             weights = weights.to(losses.total.dtype)
             loss = (losses.total * weights).sum()
-            self.scaler.scale(loss).backward()
+            scaled: Tensor = self.scaler.scale(loss)
+            torch.autograd.backward([scaled])
         with torch.no_grad():
             sums.add("loss/policy", (losses.policy * weights).sum())
             sums.add("loss/kl", (losses.kl * weights).sum())
@@ -226,7 +227,8 @@ class Updater:
         target = getattr(self.run.kl, "target_kl", None)
         if target is None:
             return False
-        return float(sums.totals["kl/old_k3"] / sums.totals["tokens"].clamp(min=1)) > target
+        measured = float(sums.totals["kl/old_k3"] / sums.totals["tokens"].clamp(min=1))
+        return measured > float(target)
 
     def _metrics(self, sums: Sums, norms: list[float], updates: int) -> dict[str, float]:
         numbers = sums.fetch()

@@ -1,0 +1,224 @@
+"""Sweeps: what they log, that launchers agree, that nothing runs twice, that failures stay apart."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.end_to_end import launching
+else:
+    import launching
+
+GRID = ("clip=ppo,none", "seed=0,1", "steps=3", "updates_per_batch=2", "study=clipping")
+ARMS = {("baseline", 0), ("baseline", 1), ("clip=none", 0), ("clip=none", 1)}
+
+
+@dataclass(frozen=True)
+class Swept:
+    out: Path
+    study: Path
+    done: CompletedProcess[str]
+    seconds: float
+
+    def manifests(self) -> list[dict[str, Any]]:
+        """All sweeps of the study, oldest first."""
+        return [json.loads(p.read_text()) for p in sorted(self.study.glob("sweeps/*.json"))]
+
+
+def sweep(out: Path, *overrides: str, study: str = "clipping", **more: str) -> Swept:
+    began = time.monotonic()
+    done = launching.grpolab(
+        "train", "-m", *launching.SMALL, *overrides, f"output_dir={out}", cwd=out, **more
+    )
+    return Swept(out, out / study, done, time.monotonic() - began)
+
+
+@pytest.fixture(scope="session")
+def basic(tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """The grid in one process, logged to MLflow."""
+    found = sweep(tmp_path_factory.mktemp("basic"), *GRID)
+    assert found.done.returncode == 0, found.done.stdout + found.done.stderr
+    return found
+
+
+@pytest.fixture(scope="session")
+def parallel(tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """The same grid by two processes."""
+    launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "tracking=jsonl")
+    found = sweep(tmp_path_factory.mktemp("parallel"), *GRID, *launcher)
+    assert found.done.returncode == 0, found.done.stdout + found.done.stderr
+    return found
+
+
+@pytest.fixture(scope="session")
+def logged(basic: Swept) -> tuple[Any, list[Any]]:
+    """(the parent run, its children) as MLflow has them."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{basic.out / 'mlflow.db'}")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "clipping"]
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    assert len(parents) == 1
+    return parents[0], [r for r in runs if "mlflow.parentRunId" in r.data.tags]
+
+
+def test_one_parent_and_a_child_per_job(logged: tuple[Any, list[Any]], basic: Swept) -> None:
+    parent, children = logged
+    (manifest,) = basic.manifests()
+    assert manifest["parent_run_id"] == parent.info.run_id
+    assert len(children) == 4
+    assert {c.data.tags["mlflow.parentRunId"] for c in children} == {parent.info.run_id}
+    assert {r.info.status for r in (parent, *children)} == {"FINISHED"}
+
+
+def test_tags_and_factors_of_the_children(logged: tuple[Any, list[Any]], basic: Swept) -> None:
+    _, children = logged
+    (manifest,) = basic.manifests()
+    folders = {f.name for f in launching.run_folders(basic.study)}
+    tags = [{k: v for k, v in c.data.tags.items() if k.startswith("grpolab.")} for c in children]
+    assert {(t["grpolab.arm"], int(t["grpolab.seed"])) for t in tags} == ARMS
+    assert {t["grpolab.job_id"] for t in tags} == folders
+    for child, own in zip(children, tags, strict=True):
+        assert own["grpolab.study"] == "clipping"
+        assert own["grpolab.sweep"] == manifest["sweep"]
+        is_baseline = own["grpolab.arm"] == "baseline"
+        assert own["grpolab.baseline"] == ("true" if is_baseline else "false")
+        assert child.data.params["clip"] == ("ppo" if is_baseline else "none")
+        assert child.data.params["seed"] == own["grpolab.seed"]
+        assert child.data.params["optimizer.lr"] == "0.0002"
+
+
+def test_the_store_has_what_the_folders_have(logged: tuple[Any, list[Any]], basic: Swept) -> None:
+    _, children = logged
+    for child in children:
+        folder = basic.study / child.data.tags["grpolab.job_id"]
+        last: dict[str, float] = {}
+        for _, metrics in launching.metrics(folder):
+            last |= {name.replace("@", "_at_"): float(v) for name, v in metrics.items()}
+        assert {k: child.data.metrics[k] for k in last} == last
+        assert "eval/pass_at_2" in last
+
+
+def test_manifest(basic: Swept) -> None:
+    (manifest,) = basic.manifests()
+    assert manifest["study"] == "clipping"
+    assert manifest["factors"] == ["clip", "seed"]
+    assert manifest["baseline_arm"] == "baseline"
+    assert {(j["arm"], j["seed"]) for j in manifest["jobs"]} == ARMS
+    assert {j["job_id"] for j in manifest["jobs"]} == {
+        f.name for f in launching.run_folders(basic.study)
+    }
+    assert "clip=ppo,none" in manifest["command"]
+
+
+def test_figures_are_drawn(basic: Swept) -> None:
+    (figure,) = basic.out.rglob("learning_curves.png")
+    assert figure.stat().st_size > 10_000
+    assert str(figure) in basic.done.stdout
+    assert "4 of 4 runs done" in basic.done.stdout
+
+
+def test_everything_lies_under_the_output_folder(basic: Swept) -> None:
+    # The commands ran in that folder: what they had left beside it would lie in it.
+    names = {p.name for p in basic.out.iterdir()}
+    assert names <= {"clipping", "analysis", "mlflow.db", "mlartifacts", ".mlflow.lock", ".hydra"}
+
+
+def test_two_processes_give_the_same_numbers(basic: Swept, parallel: Swept) -> None:
+    ours, theirs = launching.run_folders(basic.study), launching.run_folders(parallel.study)
+    assert [f.name for f in ours] == [f.name for f in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert launching.metrics(one) == launching.metrics(other)
+        assert launching.weights(one) == launching.weights(other)
+
+
+def test_arms_of_a_seed_start_alike_and_part(basic: Swept) -> None:
+    jobs = {(j["arm"], j["seed"]): j["job_id"] for j in basic.manifests()[0]["jobs"]}
+    found = {key: launching.metrics(basic.study / name) for key, name in jobs.items()}
+    assert found["baseline", 0][0] == found["clip=none", 0][0]
+    assert found["baseline", 0][0] != found["baseline", 1][0]
+    first = [found[arm, 0][1][1] for arm in ("baseline", "clip=none")]
+    for name in ("reward/mean", "length/mean", "tokens/generated"):
+        assert first[0][name] == first[1][name]
+
+
+def test_the_same_sweep_again_runs_nothing(parallel: Swept) -> None:
+    before = {f: launching.snapshot(f) for f in launching.run_folders(parallel.study)}
+    again = sweep(parallel.out, *GRID, "tracking=jsonl")  # with the other launcher, too
+    assert again.done.returncode == 0, again.done.stderr
+    assert "4 of 4 runs done" in again.done.stdout
+    assert {f: launching.snapshot(f) for f in before} == before
+    assert len(again.manifests()) == 2
+    assert [m["jobs"] for m in again.manifests()][0] == again.manifests()[1]["jobs"]
+
+
+REWARDS = """
+def fine(completion, example):
+    return float(len(completion) % 3)
+
+
+def broken(completion, example):
+    raise RuntimeError("no judge at home")
+"""
+
+STUDY = """
+# @package _global_
+defaults:
+  - override /reward: python
+  - override /tracking: jsonl
+study: judges
+steps: 2
+max_unscorable: 0.0
+hydra:
+  mode: MULTIRUN
+  sweeper:
+    params:
+      reward.function: my_rewards:fine,my_rewards:broken
+      seed: 0,1
+"""
+
+
+@pytest.fixture(scope="session")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    """An experiment file of one's own that carries its sweep; one of its arms cannot work."""
+    out = tmp_path_factory.mktemp("judged")
+    mine = launching.write_tree(
+        tmp_path_factory.mktemp("mine"), {"my_rewards.py": REWARDS, "experiment/judges.yaml": STUDY}
+    )
+    began = time.monotonic()
+    done = launching.grpolab(
+        "train", *launching.SMALL, "experiment=judges", f"output_dir={out}", "--config-dir",
+        str(mine), cwd=out, PYTHONPATH=str(mine),
+    )  # fmt: skip
+    return Swept(out, out / "judges", done, time.monotonic() - began)
+
+
+def test_an_experiment_file_carries_its_sweep(judged: Swept) -> None:
+    (manifest,) = judged.manifests()
+    assert manifest["factors"] == ["reward.function", "seed"]
+    arms = {(j["arm"], j["seed"]) for j in manifest["jobs"]}
+    broken = "reward.function=my_rewards:broken"
+    assert arms == {("baseline", 0), ("baseline", 1), (broken, 0), (broken, 1)}
+
+
+def test_an_arm_that_fails_is_recorded_and_the_others_finish(judged: Swept) -> None:
+    (manifest,) = judged.manifests()
+    for job in manifest["jobs"]:
+        status = launching.status(judged.study / job["job_id"])
+        if job["baseline"]:
+            assert status["state"] == "done", status
+        else:
+            assert status["state"] == "failed"
+            assert "max_unscorable" in status["reason"]
+    assert judged.done.returncode == 1
+    assert "2 of 4 runs done" in judged.done.stdout
+    assert "max_unscorable" in judged.done.stdout
+    assert "Traceback" not in judged.done.stderr

@@ -1,0 +1,256 @@
+"""MLflow: one schema made once, whole steps once each, and a store that goes away."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+
+from grpolab.component import ConfigError
+from grpolab.sweep.compose import Command, expand
+from grpolab.sweep.job import run_job
+from grpolab.tracking.folder import RunFolder
+from grpolab.tracking.mlflow import (
+    METRICS_PER_CALL,
+    MlflowRun,
+    check_reachable,
+    connect,
+    default_uri,
+    safe_name,
+    start_run,
+    whole_steps,
+)
+
+SOURCES = Path(__file__).resolve().parents[2] / "src"
+
+
+def entries(step: int, count: int) -> list[Metric]:
+    return [Metric(f"m{i}", float(i), 0, step) for i in range(count)]
+
+
+# -- names and batches -----------------------------------------------------------------------------
+
+
+def test_names_are_ones_that_mlflow_accepts() -> None:
+    assert safe_name("eval/pass@8") == "eval/pass_at_8"
+    assert safe_name("kl/ref_k3") == "kl/ref_k3"
+
+
+def test_a_small_batch_is_sent_whole() -> None:
+    batch = entries(0, 10) + entries(1, 10)
+    assert whole_steps(batch) == (batch, [])
+
+
+@pytest.mark.parametrize("per_step", [1, 7, 40, 333, 999, METRICS_PER_CALL])
+def test_a_step_is_never_parted(per_step: int) -> None:
+    batch = [
+        m for step in range(3 * METRICS_PER_CALL // per_step + 1) for m in entries(step, per_step)
+    ]
+    sent, rest = [], batch
+    while rest:
+        part, rest = whole_steps(rest)
+        assert 0 < len(part) <= METRICS_PER_CALL
+        sent.append({m.step for m in part})
+        assert len(part) == per_step * len(sent[-1])
+    assert sum(map(len, sent)) == len({m.step for m in batch})
+
+
+def test_a_step_larger_than_a_call_still_goes_out() -> None:
+    batch = entries(0, METRICS_PER_CALL + 5)
+    part, rest = whole_steps(batch)
+    assert (len(part), len(rest)) == (METRICS_PER_CALL, 5)
+
+
+# -- a real store ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str]:
+    out = tmp_path_factory.mktemp("store")
+    return connect(default_uri(out), out, "study")
+
+
+def new_run(store: tuple[Any, str]) -> str:
+    return start_run(*store, name="a run", tags={"grpolab.arm": "x"}, params={"lr": math.inf})
+
+
+def history(store: tuple[Any, str], run_id: str, name: str) -> list[tuple[int, float]]:
+    return sorted((m.step, m.value) for m in store[0].get_metric_history(run_id, name))
+
+
+def test_every_step_is_stored_once_though_logged_again(store: tuple[Any, str]) -> None:
+    run_id = new_run(store)
+    first = MlflowRun(store[0], run_id, flush_seconds=0.01)
+    for step in range(3):
+        first.log(step, {"tokens/generated": float(step), "eval/pass@2": step / 2})
+    first.finish("KILLED")
+    resumed = MlflowRun(store[0], run_id, flush_seconds=60)
+    for step in range(1, 5):  # a resumed run goes back to its checkpoint
+        resumed.log(step, {"tokens/generated": float(step), "eval/pass@2": step / 2})
+    resumed.finish("FINISHED")
+    assert history(store, run_id, "tokens/generated") == [(s, float(s)) for s in range(5)]
+    assert history(store, run_id, "eval/pass_at_2") == [(s, s / 2) for s in range(5)]
+    assert store[0].get_run(run_id).info.status == "FINISHED"
+    assert resumed.error is None
+
+
+def test_numbers_that_are_none_are_stored(store: tuple[Any, str]) -> None:
+    run_id = new_run(store)
+    run = MlflowRun(store[0], run_id, flush_seconds=60)
+    run.log(0, {"tokens/generated": 0.0, "a": math.nan, "b": math.inf})
+    run.finish("FINISHED")
+    assert run.error is None
+    assert len(history(store, run_id, "tokens/generated")) == 1
+
+
+def test_params_and_parent(store: tuple[Any, str]) -> None:
+    parent = new_run(store)
+    child = start_run(
+        *store, name="child", tags={}, params={f"p{i}": i for i in range(250)}, parent=parent,
+        source="arithmetic (100 rows)",
+    )  # fmt: skip
+    found = store[0].get_run(child)
+    assert found.data.tags["mlflow.parentRunId"] == parent
+    assert len(found.data.params) == 250
+    assert store[0].get_run(parent).data.params["lr"] == ".inf"
+
+
+FIRST_CONTACT = """
+import sys
+from grpolab.tracking.mlflow import MlflowRun, connect, default_uri, start_run
+
+out, number = sys.argv[1], sys.argv[2]
+client, experiment = connect(default_uri(out), out, "together")
+made = start_run(client, experiment, name=number, tags={"number": number}, params={"a": number})
+run = MlflowRun(client, made, flush_seconds=0.01)
+for step in range(20):
+    run.log(step, {"tokens/generated": float(step), "x": float(number)})
+run.finish("FINISHED")
+assert run.error is None, run.error
+"""
+
+
+def test_four_processes_meet_an_empty_store(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", FIRST_CONTACT, str(tmp_path), str(number)],
+            env=environment, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        )
+        for number in range(4)
+    ]  # fmt: skip
+    for process in processes:
+        _, stderr = process.communicate(timeout=240)
+        assert process.returncode == 0, stderr
+    client = MlflowClient(tracking_uri=default_uri(tmp_path))
+    (experiment,) = [e for e in client.search_experiments() if e.name == "together"]
+    runs = client.search_runs([experiment.experiment_id])
+    assert {r.data.tags["number"] for r in runs} == {"0", "1", "2", "3"}
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    for run in runs:
+        found = client.get_metric_history(run.info.run_id, "x")
+        assert sorted(m.step for m in found) == list(range(20))
+
+
+# -- a store that goes away ------------------------------------------------------------------------
+
+
+class Flaky:
+    """A client whose store is away while `away` is set."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.sent: list[tuple[int, str]] = []
+        self.status = "RUNNING"
+
+    def get_metric_history(self, *_: object) -> list[Metric]:
+        return []
+
+    def log_batch(self, _: str, metrics: list[Metric]) -> None:
+        if self.away:
+            raise ConnectionError("nobody listens")
+        self.sent += [(m.step, m.key) for m in metrics]
+
+    def set_terminated(self, _: str, status: str) -> None:
+        if self.away:
+            raise ConnectionError("nobody listens")
+        self.status = status
+
+
+def test_what_a_store_missed_is_sent_when_it_is_back() -> None:
+    client = Flaky()
+    run = MlflowRun(client, "id", flush_seconds=60)
+    run.log(0, {"a": 0.0})
+    run._send()
+    client.away = True
+    run.log(1, {"a": 1.0})
+    run._send()
+    run.log(2, {"a": 2.0})
+    run._send()
+    client.away = False
+    run.log(3, {"a": 3.0})
+    run.finish("FINISHED")
+    assert client.sent == [(step, "a") for step in range(4)]
+    assert client.status == "FINISHED"
+
+
+@pytest.fixture
+def _torch_as_it_was() -> Iterator[None]:
+    threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(strict)
+
+
+@pytest.mark.usefixtures("_torch_as_it_was")
+def test_a_run_goes_on_without_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = [
+        "model=tiny", "steps=2", "prompts_per_step=1", "sampler.group_size=2", "eval.prompts=2",
+        "eval.samples=0", "hardware.threads=1", "hardware.device=cpu", "tracking.progress=false",
+        "tracking.flush_seconds=0.01", f"output_dir={tmp_path}",
+    ]  # fmt: skip
+    (job,) = expand(Command(overrides)).jobs
+    began = MlflowRun.log
+
+    def log_then_vanish(self: MlflowRun, step: int, metrics: dict[str, float]) -> None:
+        began(self, step, metrics)
+        if step == 1:
+            for name in ("log_batch", "log_text", "log_table", "set_terminated"):
+                monkeypatch.setattr(MlflowClient, name, away)
+
+    def away(*_: object, **__: object) -> None:
+        raise ConnectionError("nobody listens")
+
+    monkeypatch.setattr(MlflowRun, "log", log_then_vanish)
+    assert run_job(job.raw) == "done"
+    (status,) = (tmp_path / "default").glob("*/STATUS")
+    folder = RunFolder(status.parent)
+    assert folder.status()["state"] == "done"
+    assert [step for step, _ in folder.metrics()] == [0, 1, 2]
+    assert (folder.path / "model" / "model.safetensors").exists()
+    assert "nobody listens" in folder.read_json("tracking.json")["error"]
+
+
+# -- addresses -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("uri", ["mlruns", "file:///a", "sqlit:///a.db", "ftp://host/x"])
+def test_a_scheme_that_cannot_work_is_refused(uri: str) -> None:
+    with pytest.raises(ConfigError, match=r"tracking\.uri: .*sqlite"):
+        check_reachable(uri)
+
+
+def test_an_sqlite_file_needs_its_folder(tmp_path: Path) -> None:
+    check_reachable(f"sqlite:///{tmp_path}/a.db")
+    with pytest.raises(ConfigError, match=r"tracking\.uri"):
+        check_reachable(f"sqlite:///{tmp_path}/none/a.db")
+    assert not list(tmp_path.iterdir())
