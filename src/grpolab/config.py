@@ -63,7 +63,7 @@ class Optimizer:
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm; .inf: never", gt=0)
     warmup_steps: int = setting(0, "steps of linear warm-up", ge=0)
     schedule: Literal["constant", "linear", "cosine"] = setting(
-        "constant", "after the warm-up, down to 0 at the last step"
+        "constant", "after the warm-up, down towards 0, which the step after the last would reach"
     )
     max_skipped: int = setting(10, "non-finite updates until the run is failed", ge=0)
 

@@ -1,9 +1,8 @@
-"""Sweeps: what they log, that launchers agree, that nothing runs twice, that failures stay apart."""
+"""Sweeps: what they log, that launchers agree, that nothing runs twice, that one arm may fail."""
 
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -25,7 +24,6 @@ class Swept:
     out: Path
     study: Path
     done: CompletedProcess[str]
-    seconds: float
 
     def manifests(self) -> list[dict[str, Any]]:
         """All sweeps of the study, oldest first."""
@@ -33,11 +31,10 @@ class Swept:
 
 
 def sweep(out: Path, *overrides: str, study: str = "clipping", **more: str) -> Swept:
-    began = time.monotonic()
     done = launching.grpolab(
         "train", "-m", *launching.SMALL, *overrides, f"output_dir={out}", cwd=out, **more
     )
-    return Swept(out, out / study, done, time.monotonic() - began)
+    return Swept(out, out / study, done)
 
 
 @pytest.fixture(scope="session")
@@ -100,10 +97,11 @@ def test_the_store_has_what_the_folders_have(logged: tuple[Any, list[Any]], basi
     _, children = logged
     for child in children:
         folder = basic.study / child.data.tags["grpolab.job_id"]
-        last: dict[str, float] = {}
+        last: dict[str, str] = {}
         for _, metrics in launching.metrics(folder):
-            last |= {name.replace("@", "_at_"): float(v) for name, v in metrics.items()}
-        assert {k: child.data.metrics[k] for k in last} == last
+            last |= {name.replace("@", "_at_"): str(float(v)) for name, v in metrics.items()}
+        # as text: a mean over no completions is NaN, which equals nothing
+        assert {name: str(child.data.metrics[name]) for name in last} == last
         assert "eval/pass_at_2" in last
 
 
@@ -156,8 +154,8 @@ def test_the_same_sweep_again_runs_nothing(parallel: Swept) -> None:
     assert again.done.returncode == 0, again.done.stderr
     assert "4 of 4 runs done" in again.done.stdout
     assert {f: launching.snapshot(f) for f in before} == before
-    assert len(again.manifests()) == 2
-    assert [m["jobs"] for m in again.manifests()][0] == again.manifests()[1]["jobs"]
+    first, second = again.manifests()
+    assert [j["job_id"] for j in first["jobs"]] == [j["job_id"] for j in second["jobs"]]
 
 
 REWARDS = """
@@ -193,12 +191,11 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> Swept:
     mine = launching.write_tree(
         tmp_path_factory.mktemp("mine"), {"my_rewards.py": REWARDS, "experiment/judges.yaml": STUDY}
     )
-    began = time.monotonic()
     done = launching.grpolab(
         "train", *launching.SMALL, "experiment=judges", f"output_dir={out}", "--config-dir",
         str(mine), cwd=out, PYTHONPATH=str(mine),
     )  # fmt: skip
-    return Swept(out, out / "judges", done, time.monotonic() - began)
+    return Swept(out, out / "judges", done)
 
 
 def test_an_experiment_file_carries_its_sweep(judged: Swept) -> None:

@@ -1,4 +1,4 @@
-"""Small policies, made-up rollouts, and log-probs computed the plain way, one sequence at a time."""
+"""Small policies, made-up rollouts, and log-probs computed plainly, sequence by sequence."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from grpolab.rollouts import Rollouts
 from grpolab.sweep.compose import expand, parse_command
 
 VOCABULARY = 58
+"""Of the random models; the embedded tokenizer knows at least these."""
 END = 2
 SHAPES: dict[str, dict[str, Any]] = {
     "Llama": {"num_key_value_heads": 4, "max_position_embeddings": 128},
@@ -42,6 +43,7 @@ def policy_of(run: Run) -> Policy:
 def random_model(folder: Path, kind: str, **changes: Any) -> str:
     """Saves a random model of a family with the embedded tokenizer; its folder. The weights are
     large, so that its distributions are far from uniform and depend on every position."""
+    settings: dict[str, Any]
     if kind == "GPT2":
         settings = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
     else:
@@ -57,6 +59,15 @@ def random_model(folder: Path, kind: str, **changes: Any) -> str:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TINY / name, folder / name)
     return str(folder)
+
+
+def family(folder: Path, kind: str) -> Policy:
+    """A random model of a family as a policy; "tiny" is the embedded one."""
+    if kind == "tiny":
+        return policy_of(run_of())
+    attention = "eager" if kind == "Gemma2" else "sdpa"  # Gemma 2 caps its scores
+    name = random_model(folder, kind)
+    return policy_of(run_of(f"model.name={name}", f"model.attention={attention}"))
 
 
 def double(policy: Policy) -> Policy:

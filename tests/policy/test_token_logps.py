@@ -22,10 +22,7 @@ PROMPTS, LENGTHS = [3, 9, 1], [4, 0, 12, 1, 7, 2]
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Policy:
-    if request.param == "tiny":
-        return lab.policy_of(lab.run_of())
-    folder = lab.random_model(tmp_path_factory.mktemp(request.param), request.param)
-    return lab.policy_of(lab.run_of(f"model.name={folder}"))
+    return lab.family(tmp_path_factory.mktemp(request.param), request.param)
 
 
 def score(policy: Policy, rollouts: Rollouts, **settings: Any) -> TokenLogps:
@@ -121,7 +118,7 @@ def test_half_precision_copies_keep_their_rotary_frequencies() -> None:
 def test_half_precision_copy_agrees_far_from_the_start() -> None:
     # Rounded frequencies would shift position 240 by most of a radian
     policy = lab.policy_of(lab.run_of("hardware.dtype=bfloat16"))
-    ids = torch.randint(3, 58, (4, 250), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(3, lab.VOCABULARY, (4, 250), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         exact = policy.model(input_ids=ids).logits.softmax(-1)
         half = policy.sampling_model(input_ids=ids).logits.float().softmax(-1)

@@ -211,14 +211,31 @@ def _torch_as_it_was() -> Iterator[None]:
     torch.use_deterministic_algorithms(strict)
 
 
-@pytest.mark.usefixtures("_torch_as_it_was")
-def test_a_run_goes_on_without_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def raw(tmp_path: Path) -> dict[str, Any]:
+    """A run of a second, logged to a store below `tmp_path`."""
     overrides = [
         "model=tiny", "steps=2", "prompts_per_step=1", "sampler.group_size=2", "eval.prompts=2",
         "eval.samples=0", "hardware.threads=1", "hardware.device=cpu", "tracking.progress=false",
         "tracking.flush_seconds=0.01", f"output_dir={tmp_path}",
     ]  # fmt: skip
     (job,) = expand(Command(overrides)).jobs
+    return job.raw
+
+
+def only_run(output_dir: Path) -> RunFolder:
+    (status,) = (output_dir / "default").glob("*/STATUS")
+    return RunFolder(status.parent)
+
+
+def away(*_: object, **__: object) -> None:
+    raise ConnectionError("nobody listens")
+
+
+@pytest.mark.usefixtures("_torch_as_it_was")
+def test_a_run_goes_on_without_its_store(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     began = MlflowRun.log
 
     def log_then_vanish(self: MlflowRun, step: int, metrics: dict[str, float]) -> None:
@@ -227,17 +244,36 @@ def test_a_run_goes_on_without_its_store(tmp_path: Path, monkeypatch: pytest.Mon
             for name in ("log_batch", "log_text", "log_table", "set_terminated"):
                 monkeypatch.setattr(MlflowClient, name, away)
 
-    def away(*_: object, **__: object) -> None:
-        raise ConnectionError("nobody listens")
-
     monkeypatch.setattr(MlflowRun, "log", log_then_vanish)
-    assert run_job(job.raw) == "done"
-    (status,) = (tmp_path / "default").glob("*/STATUS")
-    folder = RunFolder(status.parent)
+    assert run_job(raw) == "done"
+    folder = only_run(tmp_path)
     assert folder.status()["state"] == "done"
     assert [step for step, _ in folder.metrics()] == [0, 1, 2]
     assert (folder.path / "model" / "model.safetensors").exists()
     assert "nobody listens" in folder.read_json("tracking.json")["error"]
+
+
+@pytest.mark.usefixtures("_torch_as_it_was")
+def test_a_store_without_room_for_artifacts_gets_the_metrics(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MlflowClient, "log_text", away)
+    assert run_job(raw) == "done"
+    known = only_run(tmp_path).read_json("mlflow.json")
+    client = MlflowClient(tracking_uri=known["uri"])
+    assert client.get_run(known["run_id"]).info.status == "FINISHED"
+    found = client.get_metric_history(known["run_id"], "tokens/generated")
+    assert sorted(m.step for m in found) == [0, 1, 2]
+
+
+def test_a_store_that_is_gone_fails_its_job_and_no_other(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MlflowClient, "create_run", away)
+    assert run_job(raw) == "failed"
+    status = only_run(tmp_path).status()
+    assert (status["state"], status["lease"]) == ("failed", None)
+    assert "nobody listens" in status["reason"]
 
 
 # -- addresses -------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""One thread (the models here are tiny), and the helpers of tests/policy."""
+"""One thread (the models here are tiny), and what tests/policy shares."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def package_lines() -> list[str]:
     """Versions, and the extras that are missing."""
     from grpolab.tracking.provenance import PACKAGES, _version
 
-    lines = [f"{name:<12}{_version(name) or 'missing'}" for name in PACKAGES]
+    lines = [f"{name:<13}{_version(name) or 'missing'}" for name in PACKAGES]
     for module, extra in EXTRAS.items():
         if not _importable(module):
             lines.append(f"missing     {module}: pip install 'grpolab[{extra}]'")

@@ -108,13 +108,14 @@ def _hand_to_hydra(command: Command, sweep_id: str | None = None) -> None:
     from grpolab.sweep.job import hydra_job
 
     register_outside_components()
-    words = list(command.overrides) + command.rest
+    words = list(command.overrides)
+    if sweep_id is not None:
+        words.append(f"tracking.sweep={sweep_id}")
+    words += command.rest  # flags stand behind all overrides: Hydra's parser takes one group
     if command.multirun:
         words.append("--multirun")
     if command.config_dir is not None:
         words += ["--config-dir", command.config_dir]
-    if sweep_id is not None:
-        words.append(f"tracking.sweep={sweep_id}")
     before, sys.argv = sys.argv, ["grpolab", *words]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(

@@ -254,9 +254,16 @@ def load_model(encoder: Encoder, dtype: torch.dtype, seed: int) -> Any:
             return AutoModelForCausalLM.from_config(
                 encoder.config, dtype=dtype, attn_implementation=attention
             )
-    return AutoModelForCausalLM.from_pretrained(
-        encoder.path, dtype=dtype, use_safetensors=True, attn_implementation=attention
-    )
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            encoder.path, dtype=dtype, use_safetensors=True, attn_implementation=attention
+        )
+    except (OSError, ValueError, ImportError) as error:  # no safetensors, no such attention
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"model: {encoder.settings.name!r} does not load with model.attention={attention} "
+            f"({reason}); allowed: safetensors weights and an attention the model family has."
+        ) from error
 
 
 def with_lora(model: Any, lora: Lora, seed: int) -> Any:

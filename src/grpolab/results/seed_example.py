@@ -20,8 +20,8 @@ ERRATA = (
     '"0.4 → clipped to 0.8" does not bind for A > 0: min(0.4·A, 0.8·A) is the unclipped term, and '
     "its gradient passes. It binds for A < 0.",
     "Its old log-probs are those of the tempered, truncated distribution (T 0.7, top-k 10), its "
-    "new ones of the plain policy, so its ratio is not 1 before any update. Here both are the plain "
-    "policy's.",
+    "new ones of the plain policy, so its ratio is not 1 before any update. Here both are of the "
+    "plain policy.",
     "Standard deviation 0.53 and advantage 0.94 are rounded twice: 0.5345 and 0.9354.",
 )
 

@@ -92,8 +92,9 @@ def expand(command: Command) -> Sweep:
         combinations = _product([*named, *command.overrides])
         jobs = [Job(tuple(c), compose(c)) for c in combinations]
     overrides = parser.parse_overrides([*named, *command.overrides])
-    factors = {str(o.key_or_group): None for o in overrides if o.is_sweep_override()}
-    return Sweep(jobs, list(factors), True)
+    last = {str(o.key_or_group): o for o in overrides}  # a fixed value ends an experiment's sweep
+    factors = [key for key, override in last.items() if override.is_sweep_override()]
+    return Sweep(jobs, factors, True)
 
 
 def _product(overrides: list[str]) -> list[list[str]]:
@@ -121,9 +122,7 @@ class _Composer:
         self._context = initialize_config_dir(str(conf_dir()), version_base="1.3")
         self._context.__enter__()
         if self.config_dir is not None:
-            path = GlobalHydra.instance().config_loader().get_search_path()
-            path.append("command-line", f"file://{Path(self.config_dir).absolute()}")
-            _reset_repository()
+            _search_too(Path(self.config_dir))
         return self._compose
 
     def __exit__(self, *_: object) -> None:
@@ -152,12 +151,17 @@ class _Composer:
         return {str(k): v for k, v in found.items()}
 
 
-def _reset_repository() -> None:
-    """Hydra's loader reads the search path once; it is read again after an addition."""
+def _search_too(folder: Path) -> None:
+    """Adds a folder to Hydra's search path where `--config-dir` puts it: behind ours, before the
+    schemas. The loader reads the path once; it is read again after the addition."""
     from hydra._internal.config_repository import ConfigRepository
+    from hydra.core.config_search_path import SearchPathQuery
     from hydra.core.global_hydra import GlobalHydra
 
     loader: Any = GlobalHydra.instance().config_loader()
+    loader.config_search_path.prepend(
+        "command-line", f"file://{folder.absolute()}", SearchPathQuery(provider="schema")
+    )
     loader.repository = ConfigRepository(config_search_path=loader.config_search_path)
 
 

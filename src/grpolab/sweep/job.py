@@ -49,8 +49,9 @@ def run_job(raw: dict[str, Any]) -> str:
 def _train(run: Run, raw: dict[str, Any], folder: RunFolder, ready: Ready) -> str:
     identity = _identity(run, raw)
     _describe(folder, raw, identity)
-    trackers = _Trackers(run, raw, folder, identity, ready)
+    trackers = _Trackers(run, folder)
     try:
+        trackers.open(raw, identity, ready)
         trainer = Trainer(run, ready.encoder, ready.examples, folder)
         with Progress(run, identity, enabled=run.tracking.progress) as progress:
             trackers.backfill(up_to=_checkpoint_step(folder))
@@ -123,16 +124,14 @@ def _checkpoint_step(folder: RunFolder) -> int:
 class _Trackers:
     """MLflow, where it is on; its run is found again when a job resumes."""
 
-    def __init__(
-        self, run: Run, raw: dict[str, Any], folder: RunFolder, identity: dict[str, Any],
-        ready: Ready,
-    ) -> None:  # fmt: skip
-        self.folder, self.run = folder, run
+    def __init__(self, run: Run, folder: RunFolder) -> None:
+        self.run, self.folder = run, folder
         self.mlflow: Any = None
-        if run.tracking.mlflow:
-            self._open(raw, identity, ready)
 
-    def _open(self, raw: dict[str, Any], identity: dict[str, Any], ready: Ready) -> None:
+    def open(self, raw: dict[str, Any], identity: dict[str, Any], ready: Ready) -> None:
+        """Finds or makes the MLflow run."""
+        if not self.run.tracking.mlflow:
+            return
         from grpolab.tracking import mlflow as tracking
 
         uri = tracking_uri(self.run)
@@ -171,12 +170,12 @@ class _Trackers:
         if self.mlflow is None:
             return
         try:
+            self.mlflow.finish(status)  # before the artifacts, which may fail on their own
             for name in ("provenance.json", "config.yaml"):
                 self.mlflow.log_text((self.folder.path / name).read_text(), name)
             samples = self.folder.path / "samples.jsonl"
             if samples.exists():
                 self.mlflow.log_samples(samples)
-            self.mlflow.finish(status)
         except Exception as error:
             self.mlflow.error = f"{type(error).__name__}: {error}"
         cost = {"seconds": self.mlflow.seconds, "error": self.mlflow.error}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import shlex
 import time
@@ -12,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from grpolab.component import ConfigError
+from grpolab.component import ConfigError, nearest
 from grpolab.config import job_id
 from grpolab.sweep.compose import Job, Sweep
 from grpolab.tracking.folder import write_atomically
@@ -47,7 +48,14 @@ def members(sweep: Sweep, baseline: Mapping[str, Any] | None) -> list[Member]:
             raise ConfigError(
                 f"tracking.baseline: {key!r} is no swept factor; allowed: {', '.join(factors)}."
             )
-        base[key] = str(value)
+        base[key] = _as_override(value)
+    for key, value in base.items():
+        swept = list(dict.fromkeys(own[key] for own in values))
+        if value not in swept:
+            raise ConfigError(
+                f"tracking.baseline.{key}: {value!r} is not swept; allowed: {', '.join(swept)}"
+                f"{nearest(value, swept) or '.'}"
+            )
     made = []
     for job, own in zip(sweep.jobs, values, strict=True):
         arm = ",".join(f"{k}={own[k]}" for k in sorted(own) if own[k] != base[k])
@@ -61,12 +69,17 @@ def members(sweep: Sweep, baseline: Mapping[str, Any] | None) -> list[Member]:
 
 
 def job_value(job: Job, factor: str) -> str:
-    """The value a job's overrides give a swept key."""
+    """The value a job's overrides give a swept key, without the backslashes that Hydra adds."""
     for override in reversed(job.overrides):
         key, _, value = override.lstrip("+").partition("=")
         if key == factor:
-            return value
+            return value if value[:1] in ("'", '"') else re.sub(r"\\(.)", r"\1", value)
     return ""
+
+
+def _as_override(value: Any) -> str:
+    """A value of a YAML file as Hydra's sweeper writes it."""
+    return "null" if value is None else str(value)
 
 
 def manifest_path(output_dir: str, study: str, sweep_id: str) -> Path:

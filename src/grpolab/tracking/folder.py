@@ -26,6 +26,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._status_lock = threading.Lock()
 
     # -- STATUS --------------------------------------------------------------------------------
 
@@ -39,6 +40,10 @@ class RunFolder:
 
     def set_status(self, state: str, reason: str | None = None, *, lease: bool = False) -> None:
         """Replaces STATUS; with `lease`, this process is named as the one at work."""
+        with self._status_lock:
+            self._write_status(state, reason, lease=lease)
+
+    def _write_status(self, state: str, reason: str | None, *, lease: bool) -> None:
         held = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
         content = {"state": state, "reason": reason, "lease": held if lease else None}
         write_atomically(self.path / "STATUS", json.dumps(content) + "\n")
@@ -68,8 +73,9 @@ class RunFolder:
 
     def _renew(self, stop: threading.Event) -> None:
         while not stop.wait(RENEW_SECONDS):
-            if self.status()["state"] == "running":
-                self.set_status("running", lease=True)
+            with self._status_lock:  # else it could overwrite the end set in between
+                if self.status()["state"] == "running":
+                    self._write_status("running", None, lease=True)
 
     # -- records -------------------------------------------------------------------------------
 
@@ -85,7 +91,8 @@ class RunFolder:
             self._append("samples.jsonl", record)
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
-        with (self.path / name).open("a", encoding="utf-8") as file:
+        # half a surrogate pair has no UTF-8; its backslash escape is JSON for the same character
+        with (self.path / name).open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def metrics(self) -> list[tuple[int, dict[str, float]]]:
@@ -99,9 +106,9 @@ class RunFolder:
         """Drops what was logged at or after a step: a resumed run logs it again."""
         for name in ("metrics.jsonl", "samples.jsonl"):
             if (self.path / name).exists():
-                kept = [r for r in read_jsonl(self.path / name) if r["step"] < step]
-                lines = (json.dumps(r, ensure_ascii=False) + "\n" for r in kept)
-                write_atomically(self.path / name, "".join(lines))
+                found = whole_lines(self.path / name)
+                kept = (line + "\n" for line, record in found if record["step"] < step)
+                write_atomically(self.path / name, "".join(kept))
 
     def write_json(self, name: str, content: Any) -> None:
         """A JSON file in the folder, replaced whole."""
@@ -143,15 +150,22 @@ def _is_zombie(pid: int) -> bool:
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a JSON-lines file; a last line torn by a kill is left out."""
+    return [record for _, record in whole_lines(path)]
+
+
+def whole_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """(line, record) of a JSON-lines file, up to a line torn by a kill. Only a newline ends a
+    line: completions may hold what else Unicode calls a line end."""
     if not path.exists():
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    found = []
+    for raw in path.read_bytes().split(b"\n"):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            line = raw.decode("utf-8")
+            found.append((line, json.loads(line)))
+        except ValueError:  # no whole JSON, or torn inside a character
             break
-    return records
+    return found
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -21,6 +21,9 @@ from urllib.parse import urlparse
 from grpolab.component import ConfigError
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# A server that went away costs seconds, not the minutes of MLflow's seven tries; what it missed is
+# kept and sent with the next batch.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 
 PARAM_LIMIT = 6000  # characters; MLflow truncates beyond
 METRICS_PER_CALL = 1000

@@ -1,0 +1,155 @@
+"""From a command line to composed jobs, their arms, and the identity that makes a job resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grpolab.component import ConfigError
+from grpolab.config import bind_run, job_id
+from grpolab.sweep.compose import Command, Sweep, expand, parse_command
+from grpolab.sweep.manifest import members, read_manifest, write_manifest
+
+
+def jobs_of(*overrides: str) -> Sweep:
+    return expand(Command(list(overrides), multirun=True))
+
+
+def one(*overrides: str) -> dict[str, Any]:
+    (job,) = expand(Command(list(overrides))).jobs
+    return job.raw
+
+
+def test_flags_and_overrides_may_be_mixed() -> None:
+    command = parse_command(["clip=ppo", "-m", "--config-dir", ".", "seed=0,1", "--cfg", "job"])
+    assert command.overrides == ["clip=ppo", "seed=0,1"]
+    assert command.multirun
+    assert command.config_dir == "."
+    assert command.rest == ["--cfg", "job"]
+
+
+@pytest.mark.parametrize("arguments", [["--config-dir"], ["--config-dir", "no/such/folder"]])
+def test_a_config_dir_that_is_none(arguments: list[str]) -> None:
+    with pytest.raises(ConfigError, match="--config-dir"):
+        parse_command(arguments)
+
+
+def test_a_sweep_is_the_product_of_its_factors() -> None:
+    sweep = jobs_of("clip=ppo,cispo", "steps=3", "seed=0,1,2")
+    assert sweep.factors == ["clip", "seed"]
+    found = [(j.raw["clip"]["name"], j.raw["seed"], j.raw["steps"]) for j in sweep.jobs]
+    assert found == [(c, s, 3) for c in ("ppo", "cispo") for s in (0, 1, 2)]
+
+
+def test_ranges_and_choices_are_sweeps_too() -> None:
+    assert len(jobs_of("seed=range(0,4)").jobs) == 4
+    assert len(jobs_of("clip=choice(ppo,none)", "seed=0").jobs) == 2
+
+
+def test_an_experiment_carries_its_sweep() -> None:
+    sweep = expand(Command(["experiment=demo"]))
+    assert sweep.multirun
+    assert set(sweep.factors) == {"clip", "kl", "seed"}
+    assert len(sweep.jobs) == 12
+
+
+def test_the_command_line_narrows_an_experiment_s_sweep() -> None:
+    sweep = expand(Command(["experiment=demo", "seed=5", "kl=none"]))
+    assert [(j.raw["seed"], j.raw["kl"]["name"]) for j in sweep.jobs] == [(5, "none")] * 3
+    assert sweep.factors == ["clip"]
+
+
+def test_arms_name_what_differs_from_the_first_job() -> None:
+    found = members(jobs_of("kl=none,k3", "clip=ppo,cispo", "seed=0,1"), None)
+    arms = [m.arm for m in found if m.seed == 0]
+    assert arms == ["baseline", "clip=cispo", "kl=k3", "clip=cispo,kl=k3"]
+    assert [m.baseline for m in found] == [m.arm == "baseline" for m in found]
+    assert found[0].factors == {"kl": "none", "clip": "ppo"}
+    assert len({m.job_id for m in found}) == 8
+
+
+def test_a_baseline_of_one_s_own() -> None:
+    found = members(jobs_of("kl=none,k3", "clip=ppo,cispo"), {"clip": "cispo"})
+    assert [m.arm for m in found] == ["clip=ppo", "baseline", "clip=ppo,kl=k3", "kl=k3"]
+
+
+def test_a_baseline_is_written_as_in_a_yaml_file() -> None:
+    sweep = jobs_of("hardware.master_weights=true,false", "model.system=null,hi", "clip=ppo")
+    found = members(sweep, {"hardware.master_weights": False, "model.system": None})
+    assert [m.arm for m in found if m.baseline] == ["baseline"]
+    assert found[2].baseline
+
+
+def test_a_baseline_that_is_not_swept_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"tracking\.baseline\.clip: 'cisop'.*did you mean cispo"):
+        members(jobs_of("clip=ppo,cispo"), {"clip": "cisop"})
+    with pytest.raises(ConfigError, match=r"tracking\.baseline: 'kl'"):
+        members(jobs_of("clip=ppo,cispo"), {"kl": "none"})
+
+
+def test_arms_are_written_without_hydra_s_backslashes() -> None:
+    found = members(jobs_of("task.template='a b','c: {a}'", "study=x\\:y,z"), None)
+    assert found[1].factors["study"] == "z"
+    assert found[0].factors["study"] == "x:y"
+
+
+def test_a_manifest_comes_back(tmp_path: Path) -> None:
+    found = members(jobs_of("clip=ppo,cispo", "seed=0,1"), None)
+    path = tmp_path / "study" / "sweeps" / "a.json"
+    write_manifest(
+        path, sweep_id="a", study="study", parent_run_id=None, command=["grpolab", "train"],
+        factors=["clip", "seed"], jobs=found,
+    )  # fmt: skip
+    read = read_manifest(path)
+    assert read["sweep"] == "a"
+    assert read["jobs"] == [vars(m) for m in found]
+    assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+# -- identity --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["study=x", "output_dir=x", "tracking=jsonl", "tracking.log_samples=0", "checkpoint.every=3"],
+)
+def test_what_changes_no_number_changes_no_job(override: str) -> None:
+    assert job_id(one(override)) == job_id(one())
+
+
+@pytest.mark.parametrize(
+    "override", ["seed=1", "clip.high=0.28", "steps=99", "eval.every=3", "hardware.dtype=bfloat16"]
+)
+def test_what_changes_numbers_changes_the_job(override: str) -> None:
+    assert job_id(one(override)) != job_id(one())
+
+
+def test_a_sweep_s_job_is_the_same_run_as_the_single_command() -> None:
+    sweep = jobs_of("clip=ppo,cispo", "seed=0,1")
+    assert job_id(sweep.jobs[3].raw) == job_id(one("clip=cispo", "seed=1"))
+
+
+def test_the_defaults_bind() -> None:
+    run = bind_run(one())
+    assert (run.model.name, run.clip.name, run.kl.name) == ("tiny", "ppo", "none")
+
+
+# -- a --config-dir --------------------------------------------------------------------------------
+
+
+def test_a_config_dir_s_files_are_found_beside_ours(tmp_path: Path) -> None:
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "wide.yaml").write_text("name: ppo\nlow: 0.5\nhigh: 0.5\n")
+    command = Command(["clip=wide,ppo"], multirun=True, config_dir=str(tmp_path))
+    wide, ours = expand(command).jobs
+    assert bind_run(wide.raw).clip.high == 0.5
+    assert bind_run(ours.raw).clip.high != 0.5
+
+
+def test_ours_win_over_a_config_dir_s_file_of_the_same_name(tmp_path: Path) -> None:
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "ppo.yaml").write_text("name: ppo\nlow: 0.9\n")
+    (job,) = expand(Command(["clip=ppo"], config_dir=str(tmp_path))).jobs
+    assert bind_run(job.raw).clip.low == 0.2

@@ -1,0 +1,232 @@
+"""Which prompts a step gets, dynamic sampling, and a step that is left with nothing."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from grpolab.component import component
+from grpolab.config import Run
+from grpolab.policy.policy import Encoder, Policy
+from grpolab.rewards.base import RewardInputs, Scores
+from grpolab.tracking.folder import RunFolder
+from grpolab.training.collect import Collector, correctness
+from grpolab.training.loop import Trainer
+
+if TYPE_CHECKING:
+    from tests.policy import policies as lab
+else:
+    import policies as lab
+
+SMALL = ("task.train_size=10", "task.held_out_size=4", "prompts_per_step=4")
+QUICK = ("sampler.group_size=2", "sampler.max_new_tokens=6")
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return lab.policy_of(lab.run_of())
+
+
+def collector_of(policy: Policy, *overrides: str, **parts: Any) -> Collector:
+    run = replace(lab.run_of(*SMALL, *QUICK, *overrides), **parts)
+    return Collector(run, policy, run.task.load())
+
+
+def alternating(inputs: RewardInputs) -> Scores:
+    """Every group holds both 0 and 1."""
+    return Scores([float(i % 2) for i in range(len(inputs))], {})
+
+
+def flat_reward(inputs: RewardInputs) -> Scores:
+    """No group says anything."""
+    return Scores([1.0] * len(inputs), {"flat": [1.0] * len(inputs)})
+
+
+def some(inputs: RewardInputs) -> Scores:
+    """Only prompts with an even sum tell their completions apart."""
+    scores = []
+    for i, example in enumerate(inputs.examples):
+        even = (example.meta["a"] + example.meta["b"]) % 2 == 0
+        scores.append(float(i % 2) if even else 0.0)
+    return Scores(scores, {})
+
+
+# -- order -------------------------------------------------------------------------------------
+
+
+def order(collector: Collector, steps: int) -> list[int]:
+    return [i for step in range(steps) for i in collector.prompt_indices(step)]
+
+
+def test_every_example_once_an_epoch(policy: Policy) -> None:
+    places = order(collector_of(policy), 10)
+    epochs = [places[i : i + 10] for i in range(0, 40, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4  # each in an order of its own
+
+
+def test_more_prompts_a_step_than_examples(policy: Policy) -> None:
+    collector = collector_of(policy, "prompts_per_step=25")
+    assert Counter(order(collector, 2)) == dict.fromkeys(range(10), 5)
+
+
+def test_order_is_the_seed_s_alone(policy: Policy) -> None:
+    first = order(collector_of(policy), 5)
+    assert order(collector_of(policy, "seed=1"), 5) != first
+    variants = [
+        ("clip=cispo",),
+        ("kl=k3", "reference=old"),
+        ("selection=dynamic",),
+        ("sampler=hf", "sampler.group_size=5", "sampler.temperature=0.5"),
+        ("updates_per_batch=4", "minibatches=2", "optimizer.lr=0.1"),
+    ]
+    for overrides in variants:
+        assert order(collector_of(policy, *overrides), 5) == first
+
+
+def test_order_does_not_depend_on_how_it_is_walked(policy: Policy) -> None:
+    collector = collector_of(policy)
+    last = collector.prompt_indices(7)
+    order(collector, 12)
+    collector.prompt_indices(3, 2)
+    assert collector.prompt_indices(7) == last
+
+
+# -- collecting --------------------------------------------------------------------------------
+
+
+def test_rollouts_hold_prompts_and_scores_in_place(policy: Policy) -> None:
+    collector = collector_of(policy, reward=some)
+    collected = collector.collect(3)
+    rollouts, run = collected.rollouts, collector.run
+    indices = collector.prompt_indices(3)
+    assert (collected.rounds, rollouts.groups, len(rollouts)) == (1, 4, 8)
+    assert rollouts.prompt_index.tolist() == indices
+    assert rollouts.rewards is not None
+    for group, index in enumerate(indices):
+        example = collector.examples.train[index]
+        assert rollouts.prompts[group] == example.prompt
+        even = (example.meta["a"] + example.meta["b"]) % 2 == 0
+        assert rollouts.rewards[group].tolist() == ([0.0, 1.0] if even else [0.0, 0.0])
+        for row in (2 * group, 2 * group + 1):
+            prompt, completion = lab.sequence(rollouts, row)
+            assert prompt == policy.encoder.encode([example.prompt])[0]
+            text = policy.encoder.tokenizer.decode(completion, skip_special_tokens=True)
+            assert rollouts.texts[row] == text
+    assert int(rollouts.lengths.max()) <= run.sampler.max_new_tokens
+
+
+def test_collecting_is_a_function_of_seed_and_step(policy: Policy) -> None:
+    first = collector_of(policy).collect(1).rollouts
+    again = collector_of(policy).collect(1).rollouts
+    assert first.texts == again.texts
+    assert torch.equal(first.completion_ids, again.completion_ids)
+    assert collector_of(policy).collect(2).rollouts.texts != first.texts
+
+
+def dynamic(policy: Policy, reward: Callable[[RewardInputs], Scores], rounds: int = 4) -> Collector:
+    selection = component("selection", "dynamic", max_rounds=rounds)
+    return collector_of(policy, reward=reward, selection=selection)
+
+
+def test_dynamic_sampling_stops_once_full(policy: Policy) -> None:
+    collected = dynamic(policy, alternating).collect(0)
+    assert (collected.rounds, collected.rollouts.groups) == (1, 4)
+
+
+def test_dynamic_sampling_refills_and_never_overfills(policy: Policy) -> None:
+    rounds = set()
+    for step in range(8):
+        collector = dynamic(policy, some)
+        collected = collector.collect(step)
+        rounds.add(collected.rounds)
+        rollouts = collected.rollouts
+        assert rollouts.groups <= 4
+        assert rollouts.groups == 4 or collected.rounds == 4
+        assert rollouts.rewards is not None
+        assert rollouts.rewards.shape == (rollouts.groups, 2)
+        assert bool((rollouts.rewards[:, 0] != rollouts.rewards[:, 1]).all())
+        assert len(rollouts.texts) == len(rollouts) == 2 * len(rollouts.prompts)
+        assert collected.everything.groups >= rollouts.groups
+        assert collected.everything.prompt_index[:4].tolist() == collector.prompt_indices(step)
+        again = dynamic(policy, some).collect(step)
+        assert again.rollouts.texts == rollouts.texts
+        assert torch.equal(again.rollouts.prompt_index, rollouts.prompt_index)
+        assert torch.equal(again.everything.completion_ids, collected.everything.completion_ids)
+    assert len(rounds) > 1
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_dynamic_sampling_gives_up_after_its_rounds(policy: Policy, limit: int) -> None:
+    collected = dynamic(policy, flat_reward, limit).collect(0)
+    assert collected.rounds == limit
+    assert collected.rollouts.groups == 0
+    assert collected.everything.groups == 4 * limit
+
+
+def test_refills_shift_no_other_step(policy: Policy) -> None:
+    plain, refilled = collector_of(policy), dynamic(policy, some)
+    for step in range(3):
+        assert refilled.collect(step).everything.prompts[:4] == plain.collect(step).rollouts.prompts
+
+
+def trainer(run: Run, folder: Path) -> Trainer:
+    folder.mkdir()
+    return Trainer(run, Encoder(run.model), run.task.load(), RunFolder(folder))
+
+
+def test_a_step_without_a_group_goes_on(tmp_path: Path) -> None:
+    run = lab.run_of(*SMALL, *QUICK, "selection=dynamic", "steps=2", "eval.samples=0", "kl=k3")
+    run = replace(run, reward=flat_reward)
+    job = trainer(run, tmp_path / "run")
+    before = [p.detach().clone() for p in job.policy.trainable().values()]
+    logged: list[dict[str, float]] = []
+    try:
+        job.fit(lambda step, metrics: logged.append(metrics))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(logged) == 3
+    for metrics in logged[1:]:
+        assert metrics["optim/updates"] == 0
+        assert metrics["reward/zero_std_share"] == 1.0
+        assert metrics["reward/mean"] == metrics["reward/flat"] == 1.0
+    after = job.policy.trainable().values()
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_runs_of_one_seed_are_paired_until_they_differ(tmp_path: Path) -> None:
+    found = {}
+    for name in ("ppo", "cispo"):
+        run = lab.run_of(*SMALL, *QUICK, "steps=1", "eval.samples=2", f"clip={name}")
+        job = trainer(run, tmp_path / name)
+        logged: list[dict[str, float]] = []
+        try:
+            job.fit(lambda step, metrics, to=logged: to.append(metrics))  # type: ignore[misc]
+        finally:
+            torch.use_deterministic_algorithms(False)
+        found[name] = logged
+    for step, key in ((0, "eval/accuracy"), (0, "eval/pass@2"), (1, "reward/mean")):
+        assert found["ppo"][step][key] == found["cispo"][step][key]
+    assert found["ppo"][1]["length/mean"] == found["cispo"][1]["length/mean"]
+
+
+def test_correctness_is_the_task_s_own() -> None:
+    task = component("task", "arithmetic", train_size=2)
+    examples = list(task.load().train)
+    texts = [f"so {examples[0].answer}", "nothing"]
+    assert correctness(task, texts, examples) == [True, False]
+
+    class Broken:
+        def verify(self, completion: str, example: Any) -> float:
+            if completion == "nothing":
+                raise RuntimeError("no")
+            return math.nan
+
+    assert correctness(Broken(), texts, examples) == [False, False]  # type: ignore[arg-type]
