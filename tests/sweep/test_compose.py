@@ -59,6 +59,8 @@ def test_the_command_line_narrows_an_experiment_s_sweep() -> None:
     sweep = expand(Command(["experiment=demo", "seed=5", "kl=none"]))
     assert [(j.raw["seed"], j.raw["kl"]["name"]) for j in sweep.jobs] == [(5, "none")] * 3
     assert sweep.factors == ["clip"]
+    found = members(sweep, {"clip": "ppo", "kl": "none"})  # the experiment's own baseline
+    assert sorted(m.arm for m in found) == ["baseline", "clip=cispo", "clip=none"]
 
 
 def test_arms_name_what_differs_from_the_first_job() -> None:

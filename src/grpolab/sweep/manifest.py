@@ -44,6 +44,8 @@ def members(sweep: Sweep, baseline: Mapping[str, Any] | None) -> list[Member]:
     values = [{f: job_value(job, f) for f in factors} for job in sweep.jobs]
     base = dict(values[0]) if values else {}
     for key, value in (baseline or {}).items():
+        if key not in base and job_value(sweep.jobs[0], key):
+            continue  # an experiment's factor that the command line fixed
         if key not in base:
             raise ConfigError(
                 f"tracking.baseline: {key!r} is no swept factor; allowed: {', '.join(factors)}."
