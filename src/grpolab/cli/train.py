@@ -64,7 +64,7 @@ def _run_sweep(command: Command, sweep: Sweep, run: Run, arms: list[Member]) -> 
         sweep_id=sweep_id,
         study=run.study,
         parent_run_id=parent[1] if parent else None,
-        command=["grpolab", "train", *sys.argv[2:]],
+        command=["grpolab", "train", *command.words],
         factors=sweep.factors,
         jobs=arms,
     )

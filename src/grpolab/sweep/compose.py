@@ -20,11 +20,13 @@ class Command:
     config_dir: str | None = None
     rest: list[str] = field(default_factory=list)
     """Flags handed to Hydra as they are (--help, --cfg, --shell-completion …)."""
+    words: list[str] = field(default_factory=list)
+    """The whole command as it was given, for the record."""
 
 
 def parse_command(arguments: Sequence[str]) -> Command:
     """Splits overrides from flags."""
-    command = Command([])
+    command = Command([], words=list(arguments))
     queue = list(arguments)
     while queue:
         word = queue.pop(0)
