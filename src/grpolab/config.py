@@ -89,7 +89,7 @@ class Tracking:
     mlflow: bool = setting(True, "log to MLflow")
     uri: str | None = setting(None, "MLflow tracking URI; null: sqlite under output_dir")
     log_samples: int = setting(4, "completions a step written to samples.jsonl", ge=0)
-    flush_seconds: float = setting(5.0, "MLflow gets the buffered metrics this often", gt=0)
+    flush_seconds: float = setting(15.0, "MLflow gets the buffered metrics this often", gt=0)
     sweep: str | None = setting(None, "the sweep this run belongs to (set by the sweep)")
     baseline: dict[str, Any] | None = setting(
         None, "swept factors of the baseline arm; null: those of the first job"

@@ -86,7 +86,7 @@ def connect(uri: str, output_dir: str | Path, study: str) -> tuple[Any, str]:
 class MlflowRun:
     """One run in MLflow: tags and params once, metrics buffered, the end of it."""
 
-    def __init__(self, client: Any, run_id: str, flush_seconds: float = 5.0) -> None:
+    def __init__(self, client: Any, run_id: str, flush_seconds: float = 15.0) -> None:
         self.client, self.run_id, self.flush_seconds = client, run_id, flush_seconds
         self.seconds = 0.0
         """CPU seconds spent on logging, both in the caller and in the sending thread."""
