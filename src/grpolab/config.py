@@ -79,7 +79,7 @@ class Hardware:
     )
     tokens_per_microbatch: int = setting(8192, "padded tokens per forward and backward pass", ge=1)
     threads: int | None = setting(None, "CPU threads of torch", ge=1)
-    deterministic: bool = setting(True, "refuse kernels that are not deterministic")
+    deterministic: bool = setting(True, "deterministic kernels; a warning where there is none")
 
 
 @dataclass(frozen=True)
@@ -254,10 +254,11 @@ RESULT_FREE = ("results", "sweep", "tracking", "cli")
 
 @cache
 def fingerprint() -> str:
-    """A hash of the package's sources that can change a run's numbers."""
+    """A hash of what can change a run's numbers: the sources, and the embedded model."""
     root = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    embedded = [p for p in (root / "policy" / "tiny").iterdir() if p.is_file()]
+    for path in sorted([*root.rglob("*.py"), *embedded]):
         relative = path.relative_to(root)
         if relative.parts[0].removesuffix(".py") not in RESULT_FREE:
             digest.update(str(relative).encode() + path.read_bytes())

@@ -154,8 +154,22 @@ def test_the_same_sweep_again_runs_nothing(parallel: Swept) -> None:
     assert again.done.returncode == 0, again.done.stderr
     assert "4 of 4 runs done" in again.done.stdout
     assert {f: launching.snapshot(f) for f in before} == before
-    first, second = again.manifests()
-    assert [j["job_id"] for j in first["jobs"]] == [j["job_id"] for j in second["jobs"]]
+    assert len(again.manifests()) == 1
+
+
+def test_the_same_sweep_again_stays_one_sweep_in_mlflow(basic: Swept) -> None:
+    from mlflow import MlflowClient
+
+    (before,) = basic.manifests()
+    again = sweep(basic.out, *GRID)
+    assert again.done.returncode == 0, again.done.stderr
+    (after,) = again.manifests()
+    assert (after["sweep"], after["parent_run_id"]) == (before["sweep"], before["parent_run_id"])
+    client = MlflowClient(tracking_uri=f"sqlite:///{basic.out / 'mlflow.db'}")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "clipping"]
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) == 5
+    assert {r.info.status for r in runs} == {"FINISHED"}
 
 
 REWARDS = """

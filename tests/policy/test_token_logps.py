@@ -105,14 +105,27 @@ def test_rows_are_padded_to_the_longest_row_only() -> None:
 
 def test_half_precision_copies_keep_their_rotary_frequencies() -> None:
     policy = lab.policy_of(lab.run_of("hardware.dtype=bfloat16", "kl=k3"))
-    for copied in (policy.sampling_model, policy.frozen_copy()):
-        assert {p.dtype for p in copied.parameters()} == {torch.bfloat16}
+    copies = {torch.bfloat16: policy.sampling_model, torch.float32: policy.frozen_copy()}
+    for dtype, copied in copies.items():
+        assert {p.dtype for p in copied.parameters()} == {dtype}
         assert not any(p.requires_grad for p in copied.parameters())
         own, others = dict(policy.model.named_buffers()), dict(copied.named_buffers())
         assert own
         for name, buffer in own.items():
             assert torch.equal(buffer, others[name])
     assert {p.dtype for p in policy.model.parameters()} == {torch.float32}
+
+
+def test_the_reference_is_the_policy_before_anything_is_learnt() -> None:
+    policy = lab.policy_of(lab.run_of("hardware.dtype=bfloat16", "kl=k3"))
+    prompts = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    completions = torch.tensor([[10, 40, 41], [11, 12, 13]])
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    lengths = torch.tensor([4, 4])
+    own = policy.token_logps(prompts, lengths, completions, mask).logps
+    reference = policy.frozen_copy()
+    other = policy.token_logps(prompts, lengths, completions, mask, model=reference).logps
+    assert torch.equal(own, other)
 
 
 def test_half_precision_copy_agrees_far_from_the_start() -> None:

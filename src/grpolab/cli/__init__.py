@@ -78,6 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic matmuls on CUDA
     command, rest = words[0], words[1:]
+    if command in ("-sc", "--shell-completion"):  # the shell asks on behalf of `grpolab train`
+        line = os.environ.get("COMP_LINE", "")
+        os.environ["COMP_LINE"] = line.replace("grpolab train", "grpolab", 1)
+        command, rest = "train", words
     if command == "--version":
         from grpolab import __version__
 

@@ -19,7 +19,7 @@ KEYS = {"output_dir": "where the runs lie (outputs)"}
 
 
 def doctor(arguments: Sequence[str]) -> int:
-    """Prints the report; 1 if something that every run needs is missing."""
+    """Prints the report, and puts right what a kill left behind."""
     if any(a in ("-h", "--help") for a in arguments):
         print("usage: grpolab doctor [output_dir=outputs]")
         return 0
@@ -116,7 +116,12 @@ def _mark_killed(known: dict[str, str] | None) -> None:
     if known is None:
         return
     from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
-    client = MlflowClient(tracking_uri=known["uri"])
-    if client.get_run(known["run_id"]).info.status == "RUNNING":
-        client.set_terminated(known["run_id"], status="KILLED")
+    try:
+        client = MlflowClient(tracking_uri=known["uri"])
+        if client.get_run(known["run_id"]).info.status == "RUNNING":
+            client.set_terminated(known["run_id"], status="KILLED")
+    except (MlflowException, SQLAlchemyError) as error:
+        print(f"mlflow      cannot mark {known['run_id']} in {known['uri']}: {error}")

@@ -15,6 +15,7 @@ from grpolab.sweep.compose import Command, Sweep, expand, parse_command
 from grpolab.sweep.explain import conf_dir
 from grpolab.sweep.manifest import (
     Member,
+    find_manifest,
     manifest_path,
     members,
     new_sweep_id,
@@ -56,14 +57,15 @@ def _run_one(raw: dict[str, Any], run: Run) -> int:
 
 
 def _run_sweep(command: Command, sweep: Sweep, run: Run, arms: list[Member]) -> int:
-    sweep_id = new_sweep_id()
-    parent = _open_parent(run, sweep_id, sweep, command)
+    known = find_manifest(run.output_dir, run.study, arms)
+    sweep_id = str(known["sweep"]) if known else new_sweep_id()
+    parent = _open_parent(run, sweep_id, sweep, command, known)
     path = manifest_path(run.output_dir, run.study, sweep_id)
     write_manifest(
         path,
         sweep_id=sweep_id,
         study=run.study,
-        parent_run_id=parent[1] if parent else None,
+        parent_run_id=parent[1] if parent else known and known["parent_run_id"],
         command=["grpolab", "train", *command.words],
         factors=sweep.factors,
         jobs=arms,
@@ -82,14 +84,19 @@ def _run_sweep(command: Command, sweep: Sweep, run: Run, arms: list[Member]) -> 
     return _report(folders, run, sweep_id=sweep_id)
 
 
-def _open_parent(run: Run, sweep_id: str, sweep: Sweep, command: Command) -> tuple[Any, str] | None:
-    """The MLflow run that the sweep's jobs are children of."""
+def _open_parent(
+    run: Run, sweep_id: str, sweep: Sweep, command: Command, known: dict[str, Any] | None
+) -> tuple[Any, str] | None:
+    """The MLflow run that the sweep's jobs are children of; the same one when the same sweep is
+    asked for again."""
     if not run.tracking.mlflow:
         return None
     from grpolab.sweep.preflight import tracking_uri
-    from grpolab.tracking.mlflow import connect, start_run
+    from grpolab.tracking.mlflow import connect, reopen, start_run
 
     client, experiment = connect(tracking_uri(run), run.output_dir, run.study)
+    if known and known["parent_run_id"] and reopen(client, known["parent_run_id"]):
+        return client, str(known["parent_run_id"])
     made = start_run(
         client,
         experiment,

@@ -142,10 +142,14 @@ class Policy:
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
     def frozen_copy(self) -> Any:
-        """The start weights for a reference: a copy, or None where LoRA's base serves."""
+        """The start weights for a reference: a copy, or None where LoRA's base serves.
+
+        Kept as the policy's are (float32 below autocast): rounded to the lower dtype, they would
+        show a KL before anything was learnt.
+        """
         if self.encoder.settings.lora is not None:
             return None
-        return frozen(self.model, self.dtype)
+        return frozen(self.model, torch.float32 if self.autocasts else self.dtype)
 
     @contextmanager
     def base_weights(self) -> Iterator[Any]:
@@ -183,7 +187,8 @@ class Policy:
             keep_logits: return [n, T, V] as well.
         """
         ids, positions = join_rows(prompt_ids, prompt_lengths, completion_ids, mask, self.pad_id)
-        first = int(prompt_lengths.min()) - 1 if self.device.type == "cpu" else 0
+        # Waits for the device once per micro-batch, and spares the logits of whole prompts
+        first = int(prompt_lengths.min()) - 1
         with self.precision():
             output = (model or self.model)(
                 input_ids=ids, use_cache=False, logits_to_keep=ids.shape[1] - first
@@ -193,10 +198,7 @@ class Policy:
         logits = output.logits.gather(1, index).to(torch.promote_types(self.dtype, torch.float32))
         normaliser = logits.logsumexp(dim=-1)
         chosen = logits.gather(-1, completion_ids.unsqueeze(-1)).squeeze(-1)
-        with torch.no_grad():
-            plain = logits.detach()
-            probabilities = (plain - normaliser.detach().unsqueeze(-1)).exp()
-            entropy = normaliser.detach() - (probabilities * plain).sum(dim=-1)
+        entropy = entropies(logits.detach(), normaliser.detach())
         return TokenLogps(chosen - normaliser, entropy, logits if keep_logits else None)
 
     def save(self, folder: Path) -> None:
@@ -206,6 +208,20 @@ class Policy:
             model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(folder)
         self.encoder.tokenizer.save_pretrained(folder)
+
+
+ENTROPY_CHUNK = 2**24  # logits whose probabilities are held at once
+
+
+def entropies(logits: Tensor, normaliser: Tensor) -> Tensor:
+    """[n, T] entropy of softmax(logits [n, T, V]) given its logsumexp [n, T], some rows at a time:
+    all at once would double the memory of the logits."""
+    rows = max(1, ENTROPY_CHUNK // max(1, logits[0].numel()))
+    parts = [
+        z - ((part - z.unsqueeze(-1)).exp() * part).sum(dim=-1)
+        for part, z in zip(torch.split(logits, rows), torch.split(normaliser, rows), strict=True)
+    ]
+    return torch.cat(parts)
 
 
 def join_rows(

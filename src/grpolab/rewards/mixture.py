@@ -38,6 +38,9 @@ class Mixture(Reward):
         given: Any = self.parts
         if given != MISSING and not (self.weights and self._rewards):
             raise ValueError("parts: empty; allowed: at least one part")
+        taken = {"mean", "std", "zero_std_share", "unscorable_share"} & set(self.parts)
+        if taken:  # reward/<part> is logged beside these
+            raise ValueError(f"parts.{min(taken)}: a metric's own name; allowed: any other label.")
 
     @cached_property
     def weights(self) -> dict[str, float]:

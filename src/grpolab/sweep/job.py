@@ -87,6 +87,8 @@ def _train(run: Run, raw: dict[str, Any], folder: RunFolder, ready: Ready) -> st
     folder.set_status("done")
     if not run.checkpoint.keep_on_done:
         checkpoint.remove(folder.path)
+    if trainer.stop_asked:  # asked during the last step: this run is done, the sweep stops here
+        raise KeyboardInterrupt
     return "done"
 
 
@@ -152,7 +154,9 @@ class _Trackers:
             self.folder.write_json("mlflow.json", {"uri": uri, "run_id": run_id})
         else:
             run_id = known["run_id"]
-            client.set_terminated(run_id, status="RUNNING")
+            parent = identity["parent_run_id"]
+            moved = {"mlflow.parentRunId": parent} if parent else {}
+            tracking.reopen(client, run_id, _tags(identity, raw) | moved)
         self.mlflow = tracking.MlflowRun(client, run_id, self.run.tracking.flush_seconds)
 
     def backfill(self, up_to: int) -> None:
@@ -186,7 +190,8 @@ def _tags(identity: dict[str, Any], raw: dict[str, Any]) -> dict[str, str]:
     from grpolab.tracking.provenance import _git
 
     tags = {f"grpolab.{k}": str(identity[k]) for k in ("study", "job_id", "arm", "seed")}
-    tags["grpolab.sweep"] = str(identity["sweep"] or "")
+    if identity["sweep"]:
+        tags["grpolab.sweep"] = str(identity["sweep"])
     tags["grpolab.baseline"] = "true" if identity["baseline"] else "false"
     sha = _git("rev-parse", "HEAD")
     return tags | ({"mlflow.source.git.commit": sha} if sha else {})

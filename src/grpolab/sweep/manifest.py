@@ -115,6 +115,17 @@ def write_manifest(
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
+def find_manifest(output_dir: str, study: str, jobs: Sequence[Member]) -> dict[str, Any] | None:
+    """The newest manifest of exactly these jobs under these arms: the same sweep, asked for again,
+    stays one sweep."""
+    wanted = {(m.job_id, m.arm) for m in jobs}
+    paths = sorted((Path(output_dir) / study / "sweeps").glob("*.json"), reverse=True)
+    for found in map(read_manifest, paths):
+        if {(m["job_id"], m["arm"]) for m in found["jobs"]} == wanted:
+            return found
+    return None
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """A sweep's manifest."""
     found: dict[str, Any] = json.loads(path.read_text())

@@ -175,6 +175,19 @@ def whole_steps(batch: list[Any]) -> tuple[list[Any], list[Any]]:
     return batch[:cut], batch[cut:]
 
 
+def reopen(client: Any, run_id: str, tags: Mapping[str, str] | None = None) -> bool:
+    """Marks a run as running again, under new tags where given; False if the store lacks it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.set_terminated(run_id, status="RUNNING")
+    except MlflowException:
+        return False
+    for name, value in (tags or {}).items():
+        client.set_tag(run_id, name, value)
+    return True
+
+
 def start_run(
     client: Any,
     experiment_id: str,

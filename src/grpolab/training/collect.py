@@ -12,11 +12,13 @@ import torch
 from grpolab.config import Run
 from grpolab.policy.policy import Encoder, Policy
 from grpolab.rewards.base import RewardInputs
+from grpolab.rewards.guard import TimeLimitExceeded, limited
 from grpolab.rng import generator, permutation
 from grpolab.rollouts import Rollouts, concatenate
 from grpolab.sampling.base import Draw, Sampler
 from grpolab.tasks.base import Example, Examples, Task
 
+VERIFY_SECONDS = 10.0  # for one completion; what takes longer counts as wrong
 CORRECT = 0.999  # a verifier's score from which an answer counts as right
 
 
@@ -146,6 +148,6 @@ def correctness(task: Task, texts: Sequence[str], examples: Sequence[Example]) -
 
 def _verify(task: Task, text: str, example: Example) -> float:
     try:
-        return task.verify(text, example)
-    except Exception:  # a verifier of the user's: a crash is no reason to lose the run
+        return limited(lambda: task.verify(text, example), VERIFY_SECONDS)
+    except (Exception, TimeLimitExceeded):  # a verifier of the user's must not end the run
         return 0.0
