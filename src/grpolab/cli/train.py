@@ -65,7 +65,7 @@ def _run_sweep(command: Command, sweep: Sweep, run: Run, arms: list[Member]) -> 
         path,
         sweep_id=sweep_id,
         study=run.study,
-        parent_run_id=parent[1] if parent else known and known["parent_run_id"],
+        parent_run_id=parent[1] if parent else (known or {}).get("parent_run_id"),
         command=["grpolab", "train", *command.words],
         factors=sweep.factors,
         jobs=arms,
