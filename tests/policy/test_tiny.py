@@ -97,7 +97,7 @@ def test_completions_vary_in_length_and_end(accuracy: Accuracy) -> None:
 def test_the_worked_example_has_something_to_learn(model: Any, tokenizer: Any) -> None:
     """Groups of four first tokens must hold right and wrong ones, or every advantage is 0."""
     path = Path(__file__).parents[2] / "conf" / "experiment" / "seed_example.yaml"
-    example: Any = OmegaConf.load(path)
+    example: Any = OmegaConf.to_container(OmegaConf.load(path))
     assert example["task"] | {"tolerance": 0} == {
         "prompts": [warm_start.WORKED_PROMPT],
         "answers": ["5"],
