@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 MODULES: dict[str, tuple[str, ...]] = {
     "task": (
@@ -269,10 +269,3 @@ def describe_type(hint: Any) -> str:
     if arguments:
         return " or ".join(describe_type(a) for a in arguments)
     return _TYPE_NAMES.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-class Described(typing.Protocol):
-    """What every component class has; for annotations."""
-
-    group: ClassVar[str]
-    name: ClassVar[str]

@@ -91,21 +91,18 @@ def expand(command: Command) -> Sweep:
             return Sweep([Job(tuple(fixed), compose(fixed))], [], False)
         params = base["hydra"]["sweeper"].get("params") or {}
         named = [f"{k}={v}" for k, v in params.items()]
-        combinations = _product([*named, *command.overrides])
-        jobs = [Job(tuple(c), compose(c)) for c in combinations]
-    overrides = parser.parse_overrides([*named, *command.overrides])
+        overrides = parser.parse_overrides([*named, *command.overrides])
+        jobs = [Job(tuple(c), compose(c)) for c in _product(overrides)]
     last = {str(o.key_or_group): o for o in overrides}  # a fixed value ends an experiment's sweep
     factors = [key for key, override in last.items() if override.is_sweep_override()]
     return Sweep(jobs, factors, True)
 
 
-def _product(overrides: list[str]) -> list[list[str]]:
-    """The jobs that Hydra's basic sweeper makes of these overrides."""
+def _product(overrides: list[Any]) -> list[list[str]]:
+    """The jobs that Hydra's basic sweeper makes of these parsed overrides."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    batches = BasicSweeper.split_arguments(overrides, max_batch_size=None)
     return [list(job) for batch in batches for job in batch]
 
 
