@@ -33,13 +33,25 @@ MODULES: dict[str, tuple[str, ...]] = {
     "sampler": ("sampling.static", "sampling.hf"),
     "selection": ("training.selection",),
     "reward": ("rewards.text", "rewards.neural", "rewards.python", "rewards.mixture"),
-    "advantage": ("objective.advantage",),
+    "advantage": (
+        "objective.advantage.group",
+        "objective.advantage.batch",
+        "objective.advantage.token",
+    ),
     "reference": ("policy.reference",),
     "kl": ("objective.kl",),
-    "clip": ("objective.clip",),
+    "clip": (
+        "objective.clip.ratio",
+        "objective.clip.weighted",
+        "objective.clip.sequence",
+        "objective.clip.batch",
+    ),
+    "mask": ("objective.clip.masks",),
     "aggregation": ("objective.aggregation",),
     "correction": ("objective.correction",),
 }
+NESTED = ("mask",)
+"""Groups without a folder in conf/: their components stand in a list of another's settings."""
 ENTRY_POINTS = "grpolab.components"
 MISSING = "???"
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from grpolab.component import (
     MODULES,
+    NESTED,
     ConfigError,
     check,
     from_config,
@@ -156,7 +157,7 @@ class Run:
         return self.updates_per_batch // self.minibatches
 
 
-COMPONENTS = tuple(MODULES)
+COMPONENTS = tuple(g for g in MODULES if g not in NESTED)
 SETTINGS: dict[str, type] = {
     "model": Model,
     "optimizer": Optimizer,

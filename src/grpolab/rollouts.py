@@ -7,6 +7,11 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
+PER_GROUP = ("prompt_index", "greedy_rewards", "ages")
+"""Fields [P]."""
+PER_MEMBER = ("rewards", "advantages")
+"""Fields [P, G]; advantages may be [N, T] instead."""
+
 
 @dataclass
 class Rollouts:
@@ -44,8 +49,20 @@ class Rollouts:
     """[P, G]; NaN is unscorable."""
     reward_parts: dict[str, Tensor] = field(default_factory=dict)
     """{name: [P, G]} before weights."""
+    greedy_rewards: Tensor | None = None
+    """[P] of the prompt's greedy completion, where the advantage compares with it."""
+    ages: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    """[P] steps since a group was generated; 0 unless it was replayed."""
+    kl_penalty: Tensor | None = None
+    """[N, T] β·KL per token, where the KL stands in the reward."""
+    collision: Tensor | None = None
+    """[N, T] Σ_v π(v)² at each position, under the policy that generated the batch."""
     advantages: Tensor | None = None
     """[P, G], or [N, T] from a token-level estimator."""
+
+    def __post_init__(self) -> None:
+        if len(self.ages) != self.groups:
+            self.ages = torch.zeros(self.groups, dtype=torch.long, device=self.mask.device)
 
     def __len__(self) -> int:
         return self.completion_ids.shape[0]
@@ -69,18 +86,39 @@ class Rollouts:
 
     def keep_groups(self, keep: Tensor) -> Rollouts:
         """The groups where `keep` [P] is true."""
-        rows = keep.repeat_interleave(self.group_size)
-        chosen = keep.nonzero().flatten().tolist()
+        return self.keep(keep.unsqueeze(1).expand(-1, self.group_size))
+
+    def keep(self, members: Tensor) -> Rollouts:
+        """The rows where `members` [P, G] is true: of each group none, or as many as of any other.
+
+        Raises:
+            ValueError: the groups would differ in size.
+        """
+        counts = members.sum(dim=1)
+        groups = counts > 0
+        sizes = set(counts[groups].tolist())
+        if len(sizes) > 1:
+            raise ValueError(f"groups of different sizes: {sorted(sizes)}")
+        size = sizes.pop() if sizes else self.group_size
+        rows = members.flatten()
+        chosen = groups.nonzero().flatten().tolist()
         row_list = rows.nonzero().flatten().tolist()
         changed: dict[str, object] = {
+            "group_size": size,
             "prompts": [self.prompts[i] for i in chosen] if self.prompts else [],
             "texts": [self.texts[i] for i in row_list] if self.texts else [],
-            "reward_parts": {k: v[keep] for k, v in self.reward_parts.items()},
+            "reward_parts": {k: v[members].reshape(-1, size) for k, v in self.reward_parts.items()},
         }
         for item in fields(self):
             value = getattr(self, item.name)
-            if isinstance(value, Tensor):
-                changed[item.name] = value[rows if value.shape[0] == len(self) else keep]
+            if not isinstance(value, Tensor):
+                continue
+            if item.name in PER_GROUP:
+                changed[item.name] = value[groups]
+            elif value.shape == members.shape and item.name in PER_MEMBER:
+                changed[item.name] = value[members].reshape(-1, size)
+            else:
+                changed[item.name] = value[rows]
         return replace(self, **changed)  # type: ignore[arg-type]
 
 

@@ -43,9 +43,9 @@ class TanhClip(Clip):
 
     scale: float = setting(2.0, "where the ratio saturates", gt=0)
 
-    def formula(self, logps, d, advantages, mask):
-        loss = -self.scale * torch.tanh(d.exp() / self.scale) * advantages
-        none = torch.zeros_like(mask)
+    def formula(self, x, plan):
+        loss = -self.scale * torch.tanh(x.d.exp() / self.scale) * x.advantages
+        none = torch.zeros_like(x.mask)
         return loss, none, none
 '''
 
@@ -62,8 +62,8 @@ class Signs(Advantage):
 
     name: ClassVar[str] = "signs"
 
-    def formula(self, rewards, scored, *, lengths=None, parts=None, mask=None):
-        return (rewards - rewards.mean(dim=1, keepdim=True)).sign()
+    def formula(self, x):
+        return (x.rewards - x.rewards.mean(dim=1, keepdim=True)).sign()
 '''
 
 
@@ -142,9 +142,10 @@ class MyClip(Clip):
 
     bound: float = setting(5.0, "largest ratio", gt=0)
 
-    def formula(self, logps, d, advantages, mask):
-        high = d.exp() > self.bound
-        return -d.exp().clamp(max=self.bound) * advantages, torch.zeros_like(mask), high
+    def formula(self, x, plan):
+        high = x.d.exp() > self.bound
+        loss = -x.d.exp().clamp(max=self.bound) * x.advantages
+        return loss, torch.zeros_like(x.mask), high
 '''
 
 

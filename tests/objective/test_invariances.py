@@ -296,7 +296,8 @@ def test_bfloat16_is_accepted(group: str, name: str, batch: Batch) -> None:
 @pytest.mark.parametrize("name", CLIPS)
 def test_clip_metrics_are_detached_scalars(name: str) -> None:
     metrics = evaluate("clip", name, make_batch(3)).metrics
-    assert {"clip/low", "clip/high", "clip/share", "clip/clamped"} <= metrics.keys()
+    names = ("low", "high", "share", "positive", "negative", "clamped")
+    assert {f"clip/{n}" for n in names} <= metrics.keys()
     for value in metrics.values():
         assert value.dim() == 0
         assert not value.requires_grad
@@ -595,11 +596,12 @@ def test_correction_of_an_exact_sampler_is_one(name: str) -> None:
 @given(rewards=reward_batches())
 def test_selection_names_groups(name: str, rewards: Tensor) -> None:
     select = component("selection", name)
-    kept = select(rewards)
+    noise = torch.rand(rewards.shape, generator=torch.Generator().manual_seed(1))
+    kept = select(rewards, noise=noise)
     assert kept.dtype == torch.bool
-    assert kept.shape == rewards.shape[:1]
-    assert torch.equal(select(rewards.flip(1)), kept)
-    assert select.max_rounds >= 1
+    assert kept.shape == rewards.shape
+    assert len(set(kept.sum(dim=1).tolist()) - {0}) <= 1  # groups stay of one size
+    assert select.rounds >= 1
 
 
 # --- The whole objective -----------------------------------------------------------------------

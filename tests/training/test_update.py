@@ -65,8 +65,8 @@ def exact_updater(run: Run) -> Updater:
     gradient; the reference model, if any, differs from the policy."""
     updater = Updater(run, lab.double(lab.policy_of(run)))
     updater.optimizer = torch.optim.SGD(updater.parameters.values(), lr=1.0)  # type: ignore[assignment]
-    if updater.reference is not None:
-        stray(updater.reference)
+    if updater.forward.reference is not None:
+        stray(updater.forward.reference)
     return updater
 
 
@@ -126,7 +126,7 @@ def test_micro_batches_hold_the_budget_and_every_row_once(folder: str) -> None:
     total = rollouts.lengths + rollouts.prompt_lengths
     for budget in (1, 20, 33, 64, 1000):
         updater = Updater(run_with(folder, budget=budget), lab.policy_of(run_with(folder)))
-        parts = list(updater.microbatches(rollouts, torch.arange(len(rollouts))))
+        parts = list(updater.forward.microbatches(rollouts, torch.arange(len(rollouts))))
         rows = torch.cat([r for r, _ in parts])
         assert sorted(rows.tolist()) == list(range(len(rollouts)))
         for chosen, width in parts:
@@ -184,7 +184,12 @@ def test_update_is_grpo_written_out(folder: str, budget: int) -> None:
     rollouts.advantages = run.advantage(rollouts.rewards)
     parameters = list(updater.parameters.values())
     loss = naive_grpo(
-        updater.policy.model, updater.reference, rollouts, rollouts.old_logps, rollouts.rewards, 0.1
+        updater.policy.model,
+        updater.forward.reference,
+        rollouts,
+        rollouts.old_logps,
+        rollouts.rewards,
+        0.1,
     )
     naive = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
     gradient, metrics = step(updater, rollouts, beta=0.1)
@@ -203,7 +208,7 @@ def test_full_kl_is_the_sum_over_the_vocabulary(folder: str) -> None:
     for row in range(len(rollouts)):
         sequence = lab.sequence(rollouts, row)
         p = lab.plain_logits(updater.policy.model, *sequence).log_softmax(-1)
-        q = lab.plain_logits(updater.reference, *sequence).log_softmax(-1).detach()
+        q = lab.plain_logits(updater.forward.reference, *sequence).log_softmax(-1).detach()
         total = total + (p.exp() * (p - q)).sum()
     loss = 0.3 * total / sum(LENGTHS)
     parameters = list(updater.parameters.values())
@@ -311,10 +316,13 @@ def test_kl_in_the_reward_shifts_each_sequence(folder: str) -> None:
     for row in range(len(rollouts)):
         sequence = lab.sequence(rollouts, row)
         p = lab.plain_logps(updater.policy.model, *sequence)
-        q = lab.plain_logps(updater.reference, *sequence)
+        q = lab.plain_logps(updater.forward.reference, *sequence)
         penalty[row] = (p - q).sum().detach()
     expected = before - 0.25 * penalty.reshape(before.shape)
-    torch.testing.assert_close(rollouts.rewards, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        updater.returns(rollouts)[0], expected, atol=1e-5, rtol=1e-5, check_dtype=False
+    )
+    torch.testing.assert_close(rollouts.rewards, before)  # the scores stay what they were
     _, metrics = step(updater, rollouts, beta=0.25)
     assert metrics["loss/kl"] == 0.0
     assert metrics["loss/total"] == metrics["loss/policy"]
@@ -327,14 +335,15 @@ def test_unscorable_rewards_stay_so_under_a_kl_in_the_reward(folder: str) -> Non
     assert rollouts.rewards is not None
     rollouts.rewards[1, 0] = math.nan
     updater.score_logps(rollouts, 0.25)
-    assert torch.isnan(rollouts.rewards).sum() == 1
-    assert bool(torch.isnan(rollouts.rewards[1, 0]))
+    rewards, _ = updater.returns(rollouts)
+    assert torch.isnan(rewards).sum() == 1
+    assert bool(torch.isnan(rewards[1, 0]))
 
 
 def test_reference_old_has_no_kl_at_first(folder: str) -> None:
     updater = exact_updater(run_with(folder, "kl=k3", "reference=old"))
     plain = exact_updater(run_with(folder))
-    assert updater.reference is None
+    assert updater.forward.reference is None
     gradient, metrics = step(updater, rollouts_like(), beta=0.5)
     expected, _ = step(plain, rollouts_like())
     assert metrics["loss/kl"] == metrics["kl/ref_k3"] == 0.0
@@ -354,18 +363,18 @@ def test_reference_old_holds_back_later_updates(folder: str) -> None:
 def test_frozen_reference_stays_at_the_start(folder: str) -> None:
     run = run_with(folder, "kl=k3", lr=1e-2)
     updater = Updater(run, lab.policy_of(run))
-    start = {n: p.clone() for n, p in updater.reference.named_parameters()}
+    start = {n: p.clone() for n, p in updater.forward.reference.named_parameters()}
     first = updater.update(rollouts_like(dtype=torch.float32), 0, 0.1)
     second = updater.update(rollouts_like(dtype=torch.float32), 1, 0.1)
     assert first["kl/ref_k3"] == pytest.approx(0.0, abs=1e-6)
     assert second["kl/ref_k3"] > 1e-6
-    assert identical(start, dict(updater.reference.named_parameters()))
+    assert identical(start, dict(updater.forward.reference.named_parameters()))
 
 
 def test_no_reference_loads_none(folder: str) -> None:
     run = run_with(folder, "reference=none")
     updater = Updater(run, lab.policy_of(run))
-    assert updater.reference is None
+    assert updater.forward.reference is None
     metrics = updater.update(rollouts_like(dtype=torch.float32), 0, 0.0)
     assert not [name for name in metrics if name.startswith("kl/ref")]
 
@@ -388,7 +397,7 @@ def test_only_adapters_learn_and_the_base_is_the_reference(folder: str, tmp_path
     run = lora_run(folder, lr=1e-2)
     policy = lab.policy_of(run)
     updater = Updater(run, policy)
-    assert updater.reference is None
+    assert updater.forward.reference is None
     assert updater.parameters
     assert all("lora_" in name for name in updater.parameters)
     fixed = {n: p.clone() for n, p in policy.model.named_parameters() if not p.requires_grad}

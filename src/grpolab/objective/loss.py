@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from grpolab.objective.clip import Clip
+from grpolab.objective.clip import Clip, Plan
 from grpolab.objective.correction import Correction
 from grpolab.objective.kl import KL, k3
 from grpolab.objective.masked import safe_exp, valid
@@ -42,9 +42,22 @@ class Objective:
         sampler_logps: Tensor | None = None,
         logits: Tensor | None = None,
         ref_logits: Tensor | None = None,
+        rewards: Tensor | None = None,
+        entropy: Tensor | None = None,
+        truncated: Tensor | None = None,
+        plan: Plan | None = None,
     ) -> TokenLosses:
         """Per-token losses; shapes as in `Clip` and `KL`."""
-        surrogate = self.clip(logps, old_logps, advantages, mask)
+        surrogate = self.clip(
+            logps,
+            old_logps,
+            advantages,
+            mask,
+            rewards=rewards,
+            entropy=entropy,
+            truncated=truncated,
+            plan=plan,
+        )
         policy = surrogate.loss
         if sampler_logps is not None:
             policy = policy * self.correction(old_logps, sampler_logps, mask)

@@ -27,3 +27,9 @@ def sequence_mean(x: Tensor, mask: Tensor) -> Tensor:
 def safe_exp(x: Tensor) -> Tensor:
     """exp of x clamped to ±20; the gradient is 0 where the clamp binds."""
     return x.clamp(-EXP_CLAMP, EXP_CLAMP).exp()
+
+
+def from_here_on(x: Tensor, mask: Tensor) -> Tensor:
+    """Σ_{k≥t} of a row's valid tokens, 0 where masked: [N, T] → [N, T]."""
+    x = valid(x, mask)
+    return valid(x.flip(1).cumsum(dim=1).flip(1), mask)

@@ -50,6 +50,8 @@ class TokenLogps:
     """Of the whole distribution at each position; no gradient."""
     logits: Tensor | None = None
     """[n, T, V], only where asked for."""
+    collision: Tensor | None = None
+    """[n, T] Σ_v π(v)², only where asked for; no gradient."""
 
 
 class Encoder:
@@ -172,6 +174,7 @@ class Policy:
         *,
         model: Any = None,
         keep_logits: bool = False,
+        collision: bool = False,
     ) -> TokenLogps:
         """Log-probabilities of the completions' tokens; gradients flow where enabled.
 
@@ -185,6 +188,7 @@ class Policy:
             mask: [n, T].
             model: whose; the trained policy's by default.
             keep_logits: return [n, T, V] as well.
+            collision: return Σ_v π(v)² at each position as well.
         """
         ids, positions = join_rows(prompt_ids, prompt_lengths, completion_ids, mask, self.pad_id)
         # Waits for the device once per micro-batch, and spares the logits of whole prompts
@@ -199,7 +203,10 @@ class Policy:
         normaliser = logits.logsumexp(dim=-1)
         chosen = logits.gather(-1, completion_ids.unsqueeze(-1)).squeeze(-1)
         entropy = entropies(logits.detach(), normaliser.detach())
-        return TokenLogps(chosen - normaliser, entropy, logits if keep_logits else None)
+        squares = None
+        if collision:  # Σ π² = exp(logsumexp(2z) − 2·logsumexp(z))
+            squares = ((2 * logits.detach()).logsumexp(dim=-1) - 2 * normaliser.detach()).exp()
+        return TokenLogps(chosen - normaliser, entropy, logits if keep_logits else None, squares)
 
     def save(self, folder: Path) -> None:
         """Exports model and tokenizer: `AutoModelForCausalLM.from_pretrained(folder)` loads it."""

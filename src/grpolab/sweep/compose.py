@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grpolab.component import MISSING, MODULES, ConfigError, registry, settings_of
+from grpolab.component import MISSING, ConfigError, registry, settings_of
+from grpolab.config import COMPONENTS
 from grpolab.sweep.explain import conf_dir, explain, first_line
 
 
@@ -172,7 +173,7 @@ def register_outside_components() -> None:
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
-    for group in MODULES:
+    for group in COMPONENTS:
         for name, cls in registry(group).items():
             if (conf_dir() / group / f"{name}.yaml").exists():
                 continue

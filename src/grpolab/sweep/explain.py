@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grpolab.component import MODULES, nearest, registry, settings_of
-from grpolab.config import SETTINGS, Run
+from grpolab.component import nearest, registry, settings_of
+from grpolab.config import COMPONENTS, SETTINGS, Run
 
 
 def conf_dir() -> Path:
@@ -22,7 +22,7 @@ def choices(group: str) -> list[str]:
     """The choices of a config group: its YAML files, and the components of other packages."""
     folder = conf_dir() / group
     files = {str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml")}
-    return sorted(files | (set(registry(group)) if group in MODULES else set()))
+    return sorted(files | (set(registry(group)) if group in COMPONENTS else set()))
 
 
 def default_choice(group: str) -> str:
@@ -63,7 +63,7 @@ def _unknown_choice(group: str, given: str) -> str:
 def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     given = next((o.partition("=")[2] for o in overrides if o.lstrip("+~").startswith(key)), "?")
     group, _, name = key.partition(".")
-    if name and (group in SETTINGS or group in MODULES):
+    if name and (group in SETTINGS or group in COMPONENTS):
         owner, allowed = _settings(group, overrides)
         listed = ", ".join(f"{group}.{a}" for a in allowed) or "none"
         hint = nearest(name, allowed) or "."

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from grpolab.config import Run
 from grpolab.policy.policy import Encoder, Policy
@@ -47,7 +48,7 @@ class Collector:
         everything: list[Rollouts] = []
         seconds = {"sample": 0.0, "score": 0.0}
         missing = run.prompts_per_step
-        for round_ in range(run.selection.max_rounds):
+        for round_ in range(run.selection.rounds):
             began = time.perf_counter()
             rollouts = self._sample(self.prompt_indices(step, round_)[:missing], step, round_)
             sampled = time.perf_counter()
@@ -55,7 +56,9 @@ class Collector:
             seconds["sample"] += sampled - began
             seconds["score"] += time.perf_counter() - sampled
             assert rollouts.rewards is not None
-            chosen = rollouts.keep_groups(run.selection(rollouts.rewards))
+            chosen = rollouts.keep(
+                run.selection(rollouts.rewards, noise=self._noise(rollouts, step, round_))
+            )
             everything.append(rollouts)
             kept.append(chosen)
             missing -= chosen.groups
@@ -82,9 +85,26 @@ class Collector:
         rollouts.prompts = [self.examples.train[i].prompt for i in indices]
         return rollouts
 
+    def _noise(self, rollouts: Rollouts, step: int, round_: int) -> Tensor:
+        """[P, G], a stream of its own, so that no selection shifts another draw."""
+        source = generator(self.run.seed, "selection", step, round_, 2)
+        shape = (rollouts.groups, rollouts.group_size)
+        return torch.rand(shape, generator=source).to(rollouts.mask.device)
+
     def _score(self, rollouts: Rollouts) -> None:
         examples = [self.examples.train[i] for i in rollouts.prompt_index.tolist()]
         score(self.run, rollouts, examples)
+        if self.run.advantage.needs_greedy:
+            rollouts.greedy_rewards = self._greedy_rewards(rollouts, examples)
+
+    def _greedy_rewards(self, rollouts: Rollouts, examples: Sequence[Example]) -> Tensor:
+        """[P] rewards of the greedy completion of each prompt."""
+        prompts = [self._encoded[i] for i in rollouts.prompt_index.tolist()]
+        draw = Draw(self.run.seed, (), 1, greedy=True)
+        greedy = sample_rollouts(self.run.sampler, self.policy, prompts, draw)
+        score(self.run, greedy, examples)
+        assert greedy.rewards is not None
+        return greedy.rewards.squeeze(1)
 
 
 @lru_cache(maxsize=4)

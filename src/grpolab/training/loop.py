@@ -46,6 +46,7 @@ class Trainer:
         self.collector = Collector(run, self.policy, examples)
         self.evaluator = Evaluator(run, self.policy, examples)
         self.beta = Beta(run.kl, run.steps)
+        self.baseline: float | None = None
         self.step = 0
         self.tokens = 0
         self.wall_before = 0.0
@@ -121,13 +122,8 @@ class Trainer:
             return metrics | {"optim/updates": 0.0, "tokens/contributing_share": 0.0}
         self.updater.score_logps(rollouts, beta)
         assert rollouts.rewards is not None
-        shape = rollouts.rewards.shape
-        rollouts.advantages = self.run.advantage(
-            rollouts.rewards,
-            lengths=rollouts.lengths.reshape(shape),
-            parts=rollouts.reward_parts,
-            mask=rollouts.mask,
-        )
+        rollouts.advantages = self.updater.advantages(rollouts, self.baseline)
+        self.baseline = self.run.advantage.track(self.baseline, rollouts.rewards)
         metrics |= advantage_metrics(rollouts.advantages)
         metrics |= self.updater.update(rollouts, self.step, beta)
         measured = metrics.get(f"kl/ref_{self.run.kl.name}", metrics.get("kl/ref_k3", math.nan))
@@ -173,6 +169,7 @@ class Trainer:
             "tokens": self.tokens,
             "wall": self._wall(),
             "beta": self.beta.adaptive,
+            "baseline": self.baseline,
             "skipped": self.updater.skipped,
             "scaler": self.updater.scaler.state_dict(),
         }
@@ -186,6 +183,7 @@ class Trainer:
         self.step, self.tokens = state["step"], state["tokens"]
         self.wall_before = state["wall"]
         self.beta.adaptive = state["beta"]
+        self.baseline = state["baseline"]
         self.updater.skipped = state["skipped"]
         self.updater.scaler.load_state_dict(state["scaler"])
         self.policy.sync()

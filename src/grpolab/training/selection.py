@@ -14,16 +14,40 @@ from grpolab.objective.settings import setting
 
 @dataclass(frozen=True)
 class Selection(ABC):
-    """Base: which groups are kept, and how often more are drawn in place of the others."""
+    """Base: which members of which groups are kept, and whether more are drawn for the rest."""
 
     group: ClassVar[str] = "selection"
     name: ClassVar[str]
-    max_rounds: int
-    """Rounds of sampling at most, the first one included."""
+    replays: ClassVar[bool] = False
+    """Groups of earlier steps may stand in for those that fell out."""
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of sampling at most, the first one included."""
+        return 1
 
     @abstractmethod
-    def __call__(self, rewards: Tensor) -> Tensor:
-        """[P] bool: the groups of rewards [P, G] (NaN unscorable) that train."""
+    def __call__(self, rewards: Tensor, *, noise: Tensor | None = None) -> Tensor:
+        """[P, G] bool: the members that train; of each group none, or as many as of any other.
+
+        Args:
+            rewards: [P, G], NaN where unscorable.
+            noise: [P, G] uniform in [0, 1), for selections that choose at random; a fixed draw
+                where absent.
+        """
+
+
+def informative(rewards: Tensor) -> Tensor:
+    """[P] true where a group has two scored members that differ."""
+    scored = torch.isfinite(rewards)
+    highest = torch.where(scored, rewards, -torch.inf).amax(dim=1)
+    lowest = torch.where(scored, rewards, torch.inf).amin(dim=1)
+    return highest > lowest
+
+
+def whole(groups: Tensor, rewards: Tensor) -> Tensor:
+    """Groups [P] as members [P, G]."""
+    return groups.unsqueeze(1).expand_as(rewards).clone()
 
 
 @dataclass(frozen=True)
@@ -31,10 +55,9 @@ class All(Selection):
     """Every group trains."""
 
     name: ClassVar[str] = "all"
-    max_rounds: ClassVar[int] = 1  # type: ignore[misc]
 
-    def __call__(self, rewards: Tensor) -> Tensor:
-        return torch.ones(rewards.shape[0], dtype=torch.bool, device=rewards.device)
+    def __call__(self, rewards: Tensor, *, noise: Tensor | None = None) -> Tensor:
+        return torch.ones_like(rewards, dtype=torch.bool)
 
 
 @dataclass(frozen=True)
@@ -50,8 +73,9 @@ class Dynamic(Selection):
 
     max_rounds: int = setting(4, "rounds of sampling at most, the first one included", ge=1)
 
-    def __call__(self, rewards: Tensor) -> Tensor:
-        scored = torch.isfinite(rewards)
-        highest = torch.where(scored, rewards, -torch.inf).amax(dim=1)
-        lowest = torch.where(scored, rewards, torch.inf).amin(dim=1)
-        return highest > lowest
+    @property
+    def rounds(self) -> int:
+        return self.max_rounds
+
+    def __call__(self, rewards: Tensor, *, noise: Tensor | None = None) -> Tensor:
+        return whole(informative(rewards), rewards)

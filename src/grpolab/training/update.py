@@ -4,48 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from grpolab.config import Optimizer, Run
-from grpolab.objective.loss import Objective, kl_estimates, ratio_sums
-from grpolab.objective.masked import valid
-from grpolab.policy.policy import Policy, TokenLogps
+from grpolab.objective.clip import Plan
+from grpolab.objective.loss import Objective
+from grpolab.objective.masked import from_here_on, valid
+from grpolab.policy.policy import Policy
+from grpolab.rng import generator
 from grpolab.rollouts import Rollouts
+from grpolab.training.forward import Forward, cut
+from grpolab.training.measure import Sums, measure, step_metrics
 
 
 class TrainingFailed(RuntimeError):
     """The run cannot go on; the message is the reason in STATUS."""
-
-
-@dataclass
-class Sums:
-    """Sums over valid tokens, on the device, until one transfer at the end of the step."""
-
-    totals: dict[str, Tensor] = field(default_factory=dict)
-    maxima: dict[str, Tensor] = field(default_factory=dict)
-
-    def add(self, name: str, value: Tensor) -> None:
-        """Adds a 0-d tensor to a sum."""
-        value = value.detach().float()
-        self.totals[name] = self.totals[name] + value if name in self.totals else value
-
-    def keep_max(self, name: str, value: Tensor) -> None:
-        """Keeps the larger of a 0-d tensor and the maximum so far."""
-        value = value.detach().float()
-        known = self.maxima.get(name)
-        self.maxima[name] = value if known is None else torch.maximum(known, value)
-
-    def fetch(self) -> dict[str, float]:
-        """All of them as numbers, in one transfer."""
-        named = {**self.totals, **self.maxima}
-        if not named:
-            return {}
-        numbers = torch.stack(list(named.values())).tolist()
-        return dict(zip(named, numbers, strict=True))
 
 
 class Updater:
@@ -54,9 +30,7 @@ class Updater:
     def __init__(self, run: Run, policy: Policy) -> None:
         self.run, self.policy = run, policy
         self.objective = Objective(run.clip, run.kl, run.correction)
-        self.uses_reference = run.kl.needs_reference
-        keeps_model = self.uses_reference and run.reference.needs_model
-        self.reference: Any = policy.frozen_copy() if keeps_model else None
+        self.forward = Forward(run, policy)
         self.parameters = policy.trainable()
         self.optimizer = make_optimizer(run.optimizer, list(self.parameters.values()))
         scales = policy.autocasts and policy.dtype == torch.float16
@@ -64,93 +38,179 @@ class Updater:
         self.skipped = 0
 
     @property
+    def kl_in_reward(self) -> bool:
+        """Whether the KL enters through the rewards."""
+        return self.forward.uses_reference and not self.objective.kl_in_loss
+
+    @property
     def scores_before(self) -> bool:
         """Whether old log-probs are needed before the first update. With a single update per
         batch, they are the update's own, detached: a forward pass saved, and r = 1 exactly."""
-        in_reward = self.uses_reference and not self.objective.kl_in_loss
-        return self.run.updates_per_batch > 1 or in_reward or self.run.correction.needs_old_logps
+        reads = self.run.advantage.needs_distribution or self.run.selection.replays
+        return self.run.updates_per_batch > 1 or self.kl_in_reward or reads
 
     # -- before the update ---------------------------------------------------------------------
 
     @torch.no_grad()
     def score_logps(self, rollouts: Rollouts, beta: float) -> None:
-        """Fills in old_logps and ref_logps where they are needed beforehand, and subtracts
-        β·ΣKL from the rewards where the KL stands there."""
+        """Fills in old_logps, ref_logps, collision and the KL's penalty where they are needed
+        beforehand. Log-probs that a replayed group brought along stay: they are those of the
+        policy that generated it."""
         if not self.scores_before:
             return
-        old = torch.zeros(rollouts.mask.shape, device=rollouts.mask.device)
-        ref, kl = torch.zeros_like(old), torch.zeros_like(old)
-        for rows, width in self.microbatches(rollouts, torch.arange(len(rollouts))):
-            part = self._part(rollouts, rows, width)
-            now = self._forward(part)
-            old[rows, :width] = now.logps.to(old)
-            if self.uses_reference:
-                base = self._reference(part, now.logps)
+        needs_collision = self.run.advantage.needs_distribution
+        now_all = self._empty(rollouts.mask)
+        ref, kl, collision = (torch.zeros_like(now_all) for _ in range(3))
+        for rows, width in self.forward.microbatches(rollouts, torch.arange(len(rollouts))):
+            part = self.forward.part(rollouts, rows, width)
+            now = self.forward.logps(part, collision=needs_collision)
+            now_all[rows, :width] = now.logps.to(now_all)
+            if now.collision is not None:
+                collision[rows, :width] = now.collision.to(collision)
+            if self.forward.uses_reference:
+                base = self.forward.reference_logps(part, part.get("old_logps", now.logps))
                 ref[rows, :width] = base.logps.to(ref)
-                kl[rows, :width] = self.run.kl(
-                    now.logps,
-                    base.logps,
-                    part["mask"],
-                    old_logps=now.logps,
-                    logits=now.logits,
-                    ref_logits=base.logits,
-                ).to(kl)
-        rollouts.old_logps = old
-        rollouts.ref_logps = ref if self.uses_reference else None
-        if self.uses_reference and not self.objective.kl_in_loss:
-            assert rollouts.rewards is not None
-            penalty = valid(kl, rollouts.mask).sum(dim=1).reshape(rollouts.rewards.shape)
-            rollouts.rewards = rollouts.rewards - beta * penalty
+                if self.kl_in_reward:
+                    kl[rows, :width] = self.run.kl(
+                        now.logps,
+                        base.logps,
+                        part["mask"],
+                        old_logps=now.logps,
+                        logits=now.logits,
+                        ref_logits=base.logits,
+                    ).to(kl)
+        if rollouts.old_logps is None:
+            rollouts.old_logps = now_all
+        else:
+            fresh = rollouts.ages.repeat_interleave(rollouts.group_size).unsqueeze(1) == 0
+            rollouts.old_logps = torch.where(fresh, now_all, rollouts.old_logps)
+        rollouts.ref_logps = ref if self.forward.uses_reference else None
+        rollouts.collision = collision if needs_collision else None
+        if self.kl_in_reward:
+            rollouts.kl_penalty = beta * valid(kl, rollouts.mask)
+
+    def advantages(self, rollouts: Rollouts, baseline: float | None) -> Tensor:
+        """The advantages of scored rollouts, with the KL where it stands in the reward."""
+        rewards, to_go = self.returns(rollouts)
+        found: Tensor = self.run.advantage(
+            rewards,
+            lengths=rollouts.lengths.reshape(rewards.shape),
+            parts=rollouts.reward_parts,
+            part_weights=getattr(self.run.reward, "weights", None),
+            mask=rollouts.mask,
+            penalty=to_go,
+            greedy=rollouts.greedy_rewards,
+            baseline=baseline,
+            logps=rollouts.old_logps,
+            collision=rollouts.collision,
+        )
+        return found
+
+    def returns(self, rollouts: Rollouts) -> tuple[Tensor, Tensor | None]:
+        """(rewards [P, G], less β·ΣKL with placement reward; β·KL still to come at each token
+        [N, T] with placement reward_to_go)."""
+        assert rollouts.rewards is not None
+        if rollouts.kl_penalty is None:
+            return rollouts.rewards, None
+        if self.run.kl.placement == "reward_to_go":
+            return rollouts.rewards, from_here_on(rollouts.kl_penalty, rollouts.mask)
+        penalty = rollouts.kl_penalty.sum(dim=1).reshape(rollouts.rewards.shape)
+        return rollouts.rewards - penalty, None
+
+    def _empty(self, mask: Tensor) -> Tensor:
+        dtype = torch.promote_types(self.policy.dtype, torch.float32)
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device)
 
     # -- the update ----------------------------------------------------------------------------
 
     def update(self, rollouts: Rollouts, step: int, beta: float) -> dict[str, float]:
         """All updates of a batch; the step's policy, clip, KL, loss and optimizer metrics."""
-        run = self.run
+        run, group = self.run, rollouts.group_size
         set_lr(self.optimizer, lr_at(run.optimizer, step, run.steps))
+        rollouts = replace(rollouts, mask=run.clip.trained(rollouts.mask, rollouts.truncated))
         sums, norms, done = Sums(), [], 0
         for groups in self.minibatches(rollouts.groups):
             if not len(groups):
                 continue
-            rows = (
-                groups.unsqueeze(1) * run.sampler.group_size + torch.arange(run.sampler.group_size)
-            ).flatten()
+            rows = (groups.unsqueeze(1) * group + torch.arange(group)).flatten()
             own = Sums()
-            self._backward(rollouts, rows, beta, own)
+            self._backward(rollouts, rows, beta, own, noise=(step, done))
             norms.append(self._step())
-            merge(sums, own)
+            sums.merge(own)
             done += 1
             if self._passed_target(own):
                 break
-        return self._metrics(sums, norms, done)
+        return step_metrics(sums, norms, done) | {
+            "optim/lr": self.optimizer.param_groups[0]["lr"],
+            "optim/skipped": float(self.skipped),
+        }
 
     def minibatches(self, groups: int) -> Iterator[Tensor]:
         """Group indices of each update: `minibatches` contiguous parts, `epochs` times over."""
         for _ in range(self.run.epochs):
             yield from torch.arange(groups).tensor_split(self.run.minibatches)
 
-    def _backward(self, rollouts: Rollouts, rows: Tensor, beta: float, sums: Sums) -> None:
+    def _backward(
+        self,
+        rollouts: Rollouts,
+        rows: Tensor,
+        beta: float,
+        sums: Sums,
+        noise: tuple[int, int] = (0, 0),
+    ) -> None:
         run = self.run
         mask = rollouts.mask[rows.to(rollouts.mask.device)]
         weights = run.aggregation.weights(
-            mask, group_size=run.sampler.group_size, max_length=run.sampler.max_new_tokens
+            mask, group_size=rollouts.group_size, max_length=run.sampler.max_new_tokens
         )
+        plan = self._plan(rollouts, rows, noise) if run.clip.needs_plan else None
         place = {int(row): i for i, row in enumerate(rows)}
         self.optimizer.zero_grad(set_to_none=True)
-        for chosen, width in self.microbatches(rollouts, rows):
-            part = self._part(rollouts, chosen, width)
-            own = weights[torch.tensor([place[int(r)] for r in chosen], device=weights.device)]
-            self._microbatch(part, own, beta, sums)
+        for chosen, width in self.forward.microbatches(rollouts, rows):
+            part = self.forward.part(rollouts, chosen, width)
+            own = torch.tensor([place[int(r)] for r in chosen], device=mask.device)
+            mine = None if plan is None else {k: cut(v[own], width) for k, v in plan.items()}
+            self._microbatch(part, weights[own], mine, beta, sums)
+
+    @torch.no_grad()
+    def _plan(self, rollouts: Rollouts, rows: Tensor, noise: tuple[int, int]) -> Plan:
+        """What a clip wants to know of a whole optimizer step, from a forward pass over it."""
+        index = rows.to(rollouts.mask.device)
+        mask = rollouts.mask[index]
+        logps = self._empty(mask)
+        entropy = torch.zeros_like(logps)
+        place = {int(row): i for i, row in enumerate(rows)}
+        for chosen, width in self.forward.microbatches(rollouts, rows):
+            now = self.forward.logps(self.forward.part(rollouts, chosen, width))
+            own = torch.tensor([place[int(r)] for r in chosen], device=mask.device)
+            logps[own, :width] = now.logps.to(logps)
+            entropy[own, :width] = now.entropy.to(entropy)
+        old = logps if rollouts.old_logps is None else rollouts.old_logps[index]
+        source = generator(self.run.seed, "selection", *noise, 1)
+        assert rollouts.rewards is not None
+        plan: Plan = self.run.clip.plan(
+            logps,
+            old,
+            rollouts.advantage_rows()[index],
+            mask,
+            rewards=rollouts.rewards.reshape(-1, 1)[index],
+            entropy=entropy,
+            truncated=rollouts.truncated[index].unsqueeze(1),
+            noise=torch.rand(mask.shape, generator=source).to(mask.device),
+        )
+        return plan
 
     def _microbatch(
-        self, part: dict[str, Tensor], weights: Tensor, beta: float, sums: Sums
+        self, part: dict[str, Tensor], weights: Tensor, plan: Plan | None, beta: float, sums: Sums
     ) -> None:
         mask = part["mask"]
         with torch.enable_grad():
-            now = self._forward(part)
+            now = self.forward.logps(part)
             old = part.get("old_logps", now.logps.detach())
-            with torch.no_grad():
-                base = self._reference(part, old) if self.uses_reference else None
+            base = None
+            if self.forward.uses_reference:
+                with torch.no_grad():
+                    base = self.forward.reference_logps(part, old)
             losses = self.objective(
                 now.logps,
                 old,
@@ -161,6 +221,10 @@ class Updater:
                 sampler_logps=part["sampler_logps"],
                 logits=now.logits,
                 ref_logits=None if base is None else base.logits,
+                rewards=part["rewards"],
+                entropy=now.entropy,
+                truncated=part["truncated"],
+                plan=plan,
             )
             weights = weights.to(losses.total.dtype)
             loss = (losses.total * weights).sum()
@@ -170,35 +234,17 @@ class Updater:
             sums.add("loss/policy", (losses.policy * weights).sum())
             sums.add("loss/kl", (losses.kl * weights).sum())
             sums.add("loss/total", loss)
-            self._measure(now, old, base, part, losses.metrics, sums)
-
-    def _measure(
-        self,
-        now: TokenLogps,
-        old: Tensor,
-        base: TokenLogps | None,
-        part: dict[str, Tensor],
-        clip_metrics: dict[str, Tensor],
-        sums: Sums,
-    ) -> None:
-        mask = part["mask"]
-        count = mask.sum()
-        sums.add("tokens", count)
-        sums.add("entropy", valid(now.entropy, mask).sum())
-        for name, value in clip_metrics.items():
-            sums.add(name, value * count)
-        ratio = ratio_sums(now.logps, old, mask)
-        sums.add("ratio_sum", ratio["sum"])
-        sums.add("ratio_squares", ratio["squares"])
-        sums.keep_max("policy/ratio_max", ratio["max"])
-        sums.add("kl/old_k3", kl_estimates(now.logps, old, mask)["k3"])
-        sampler = part["sampler_policy_logps"]
-        sums.add("kl/sampler_k3", kl_estimates(old, sampler, mask)["k3"])
-        contributing = mask & (part["advantages"] != 0)
-        sums.add("contributing", contributing.sum())
-        if base is not None:
-            for name, value in kl_estimates(now.logps, base.logps, mask).items():
-                sums.add(f"kl/ref_{name}", value)
+            measure(
+                sums,
+                logps=now.logps,
+                old_logps=old,
+                entropy=now.entropy,
+                advantages=part["advantages"],
+                mask=mask,
+                sampler_policy_logps=part["sampler_policy_logps"],
+                ref=None if base is None else (now.logps, base.logps),
+                clip_metrics=losses.metrics,
+            )
 
     def _step(self) -> float:
         """One optimizer step; the gradient's norm. A non-finite gradient skips it."""
@@ -229,100 +275,6 @@ class Updater:
             return False
         measured = float(sums.totals["kl/old_k3"] / sums.totals["tokens"].clamp(min=1))
         return measured > float(target)
-
-    def _metrics(self, sums: Sums, norms: list[float], updates: int) -> dict[str, float]:
-        numbers = sums.fetch()
-        tokens = max(1.0, numbers.pop("tokens", 0.0))
-        mean = numbers.pop("ratio_sum", 0.0) / tokens
-        square = numbers.pop("ratio_squares", 0.0) / tokens
-        metrics = {
-            "policy/entropy": numbers.pop("entropy", 0.0) / tokens,
-            "policy/ratio_mean": mean,
-            "policy/ratio_std": math.sqrt(max(0.0, square - mean * mean)),
-            "policy/ess": mean * mean / square if square else 0.0,
-            "tokens/contributing_share": numbers.pop("contributing", 0.0) / tokens,
-            "tokens/trained": tokens if numbers else 0.0,
-            "optim/lr": self.optimizer.param_groups[0]["lr"],
-            "optim/skipped": float(self.skipped),
-            "optim/updates": float(updates),
-        }
-        if norms:
-            finite = [n for n in norms if math.isfinite(n)]
-            metrics["optim/grad_norm"] = sum(finite) / len(finite) if finite else math.nan
-        for name, value in numbers.items():
-            if name.startswith("loss/"):  # the mean over the updates that were made
-                metrics[name] = value / updates
-            else:
-                metrics[name] = value if name == "policy/ratio_max" else value / tokens
-        return metrics
-
-    # -- forward passes ------------------------------------------------------------------------
-
-    def microbatches(self, rollouts: Rollouts, rows: Tensor) -> Iterator[tuple[Tensor, int]]:
-        """(rows, completion width): rows of like length, within the token budget."""
-        lengths = rollouts.lengths.cpu()
-        total = lengths + rollouts.prompt_lengths.cpu()
-        chosen: list[int] = []
-        longest = width = 0
-        for row in sorted(rows.tolist(), key=lambda r: (int(total[r]), r)):
-            size = int(total[row])
-            if chosen and (len(chosen) + 1) * max(longest, size) > self._budget:
-                yield torch.tensor(chosen), max(1, width)
-                chosen, longest, width = [], 0, 0
-            chosen.append(row)
-            longest, width = max(longest, size), max(width, int(lengths[row]))
-        if chosen:
-            yield torch.tensor(chosen), max(1, width)
-
-    @property
-    def _budget(self) -> int:
-        return self.run.hardware.tokens_per_microbatch
-
-    def _part(self, rollouts: Rollouts, rows: Tensor, width: int) -> dict[str, Tensor]:
-        """The tensors of some rows, completions cut to `width`."""
-        rows = rows.to(rollouts.mask.device)
-        prompt_lengths = rollouts.prompt_lengths[rows]
-        part = {
-            "prompt_ids": rollouts.prompt_ids[rows][:, : int(prompt_lengths.max())],
-            "prompt_lengths": prompt_lengths,
-        }
-        for name in ("completion_ids", "mask", "sampler_logps", "sampler_policy_logps"):
-            part[name] = getattr(rollouts, name)[rows, :width]
-        for name in ("old_logps", "ref_logps"):
-            if getattr(rollouts, name) is not None:
-                part[name] = getattr(rollouts, name)[rows, :width]
-        if rollouts.advantages is not None:
-            advantages = rollouts.advantage_rows()[rows]
-            part["advantages"] = advantages if advantages.shape[1] == 1 else advantages[:, :width]
-        return part
-
-    def _forward(self, part: dict[str, Tensor], model: Any = None) -> TokenLogps:
-        return self.policy.token_logps(
-            part["prompt_ids"],
-            part["prompt_lengths"],
-            part["completion_ids"],
-            part["mask"],
-            model=model,
-            keep_logits=self.run.kl.needs_logits,
-        )
-
-    def _reference(self, part: dict[str, Tensor], old_logps: Tensor) -> TokenLogps:
-        if not self.run.reference.needs_model:
-            return TokenLogps(old_logps.detach(), old_logps.detach())
-        if "ref_logps" in part and not self.run.kl.needs_logits:
-            return TokenLogps(part["ref_logps"], part["ref_logps"])
-        if self.reference is not None:
-            return self._forward(part, self.reference)
-        with self.policy.base_weights() as model:
-            return self._forward(part, model)
-
-
-def merge(into: Sums, other: Sums) -> None:
-    """Adds one record of sums to another."""
-    for name, value in other.totals.items():
-        into.add(name, value)
-    for name, value in other.maxima.items():
-        into.keep_max(name, value)
 
 
 def make_optimizer(settings: Optimizer, parameters: list[torch.nn.Parameter]) -> torch.optim.AdamW:

@@ -1,0 +1,1 @@
+"""Advantages from the statistics of the whole batch."""

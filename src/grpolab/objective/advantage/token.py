@@ -1,0 +1,1 @@
+"""Advantages for each token: [N, T]."""

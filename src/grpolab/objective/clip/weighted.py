@@ -1,0 +1,1 @@
+"""Policy losses whose weight is detached, and soft ones."""

@@ -1,0 +1,93 @@
+"""Forward passes over rollouts: micro-batches, their tensors, and log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grpolab.config import Run
+from grpolab.policy.policy import Policy, TokenLogps
+from grpolab.rollouts import Rollouts
+
+PER_TOKEN = ("completion_ids", "mask", "sampler_logps", "sampler_policy_logps")
+WHERE_KNOWN = ("old_logps", "ref_logps")
+
+
+class Forward:
+    """The trained policy and its reference, run over rows of rollouts."""
+
+    def __init__(self, run: Run, policy: Policy) -> None:
+        self.run, self.policy = run, policy
+        self.uses_reference = run.kl.needs_reference
+        keeps_model = self.uses_reference and run.reference.needs_model
+        self.reference: Any = policy.frozen_copy() if keeps_model else None
+
+    def microbatches(self, rollouts: Rollouts, rows: Tensor) -> Iterator[tuple[Tensor, int]]:
+        """(rows, completion width): rows of like length, within the token budget."""
+        budget = self.run.hardware.tokens_per_microbatch
+        lengths = rollouts.lengths.cpu()
+        total = lengths + rollouts.prompt_lengths.cpu()
+        chosen: list[int] = []
+        longest = width = 0
+        for row in sorted(rows.tolist(), key=lambda r: (int(total[r]), r)):
+            size = int(total[row])
+            if chosen and (len(chosen) + 1) * max(longest, size) > budget:
+                yield torch.tensor(chosen), max(1, width)
+                chosen, longest, width = [], 0, 0
+            chosen.append(row)
+            longest, width = max(longest, size), max(width, int(lengths[row]))
+        if chosen:
+            yield torch.tensor(chosen), max(1, width)
+
+    def part(self, rollouts: Rollouts, rows: Tensor, width: int) -> dict[str, Tensor]:
+        """The tensors of some rows, completions cut to `width`."""
+        rows = rows.to(rollouts.mask.device)
+        prompt_lengths = rollouts.prompt_lengths[rows]
+        part = {
+            "prompt_ids": rollouts.prompt_ids[rows][:, : int(prompt_lengths.max())],
+            "prompt_lengths": prompt_lengths,
+            "truncated": rollouts.truncated[rows].unsqueeze(1),
+        }
+        for name in PER_TOKEN:
+            part[name] = getattr(rollouts, name)[rows, :width]
+        for name in WHERE_KNOWN:
+            if getattr(rollouts, name) is not None:
+                part[name] = getattr(rollouts, name)[rows, :width]
+        if rollouts.rewards is not None:
+            part["rewards"] = rollouts.rewards.reshape(-1, 1)[rows]
+        if rollouts.advantages is not None:
+            part["advantages"] = cut(rollouts.advantage_rows()[rows], width)
+        return part
+
+    def logps(
+        self, part: dict[str, Tensor], model: Any = None, *, collision: bool = False
+    ) -> TokenLogps:
+        """Of a part's completions, under the trained policy or another model."""
+        return self.policy.token_logps(
+            part["prompt_ids"],
+            part["prompt_lengths"],
+            part["completion_ids"],
+            part["mask"],
+            model=model,
+            keep_logits=self.run.kl.needs_logits,
+            collision=collision,
+        )
+
+    def reference_logps(self, part: dict[str, Tensor], old_logps: Tensor) -> TokenLogps:
+        """Of a part's completions under the reference; computed once a batch where possible."""
+        if not self.run.reference.needs_model:
+            return TokenLogps(old_logps.detach(), old_logps.detach())
+        if "ref_logps" in part and not self.run.kl.needs_logits:
+            return TokenLogps(part["ref_logps"], part["ref_logps"])
+        if self.reference is not None:
+            return self.logps(part, self.reference)
+        with self.policy.base_weights() as model:
+            return self.logps(part, model)
+
+
+def cut(rows: Tensor, width: int) -> Tensor:
+    """[n, 1] as it is, [n, T] to the first `width` columns."""
+    return rows if rows.shape[1] == 1 else rows[:, :width]

@@ -1,0 +1,108 @@
+"""What is measured while a batch is learnt from: sums over tokens on the device, then metrics."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from grpolab.objective.loss import kl_estimates, ratio_sums
+from grpolab.objective.masked import valid
+
+
+@dataclass
+class Sums:
+    """Sums over valid tokens, on the device, until one transfer at the end of the step."""
+
+    totals: dict[str, Tensor] = field(default_factory=dict)
+    maxima: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, name: str, value: Tensor) -> None:
+        """Adds a 0-d tensor to a sum."""
+        value = value.detach().float()
+        self.totals[name] = self.totals[name] + value if name in self.totals else value
+
+    def keep_max(self, name: str, value: Tensor) -> None:
+        """Keeps the larger of a 0-d tensor and the maximum so far."""
+        value = value.detach().float()
+        known = self.maxima.get(name)
+        self.maxima[name] = value if known is None else torch.maximum(known, value)
+
+    def merge(self, other: Sums) -> None:
+        """Adds another record of sums to this one."""
+        for name, value in other.totals.items():
+            self.add(name, value)
+        for name, value in other.maxima.items():
+            self.keep_max(name, value)
+
+    def fetch(self) -> dict[str, float]:
+        """All of them as numbers, in one transfer."""
+        named = {**self.totals, **self.maxima}
+        if not named:
+            return {}
+        numbers = torch.stack(list(named.values())).tolist()
+        return dict(zip(named, numbers, strict=True))
+
+
+def measure(
+    sums: Sums,
+    *,
+    logps: Tensor,
+    old_logps: Tensor,
+    entropy: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    sampler_policy_logps: Tensor,
+    ref: tuple[Tensor, Tensor] | None,
+    clip_metrics: dict[str, Tensor],
+) -> None:
+    """Adds a micro-batch to the sums; all [n, T], detached here.
+
+    Args:
+        ref: the (trained, reference) log-probs whose KL is logged, where there is a reference.
+        clip_metrics: means over the valid tokens.
+    """
+    count = mask.sum()
+    sums.add("tokens", count)
+    sums.add("entropy", valid(entropy, mask).sum())
+    for name, value in clip_metrics.items():
+        sums.add(name, value * count)
+    ratio = ratio_sums(logps, old_logps, mask)
+    sums.add("ratio_sum", ratio["sum"])
+    sums.add("ratio_squares", ratio["squares"])
+    sums.keep_max("policy/ratio_max", ratio["max"])
+    sums.add("kl/old_k3", kl_estimates(logps, old_logps, mask)["k3"])
+    sums.add("kl/sampler_k3", kl_estimates(old_logps, sampler_policy_logps, mask)["k3"])
+    sums.add("contributing", (mask & (advantages != 0)).sum())
+    if ref is not None:
+        for name, value in kl_estimates(*ref, mask).items():
+            sums.add(f"kl/ref_{name}", value)
+
+
+def step_metrics(sums: Sums, norms: list[float], updates: int) -> dict[str, float]:
+    """The metrics of a batch from its sums, the gradients' norms and the number of updates."""
+    numbers = sums.fetch()
+    trained = numbers.pop("tokens", 0.0)
+    tokens = max(1.0, trained)
+    mean = numbers.pop("ratio_sum", 0.0) / tokens
+    square = numbers.pop("ratio_squares", 0.0) / tokens
+    metrics = {
+        "policy/entropy": numbers.pop("entropy", 0.0) / tokens,
+        "policy/ratio_mean": mean,
+        "policy/ratio_std": math.sqrt(max(0.0, square - mean * mean)),
+        "policy/ess": mean * mean / square if square else 0.0,
+        "tokens/contributing_share": numbers.pop("contributing", 0.0) / tokens,
+        "tokens/trained": trained,
+        "optim/updates": float(updates),
+    }
+    if norms:
+        finite = [n for n in norms if math.isfinite(n)]
+        metrics["optim/grad_norm"] = sum(finite) / len(finite) if finite else math.nan
+    for name, value in numbers.items():
+        if name.startswith("loss/"):  # the mean over the updates that were made
+            metrics[name] = value / updates
+        else:
+            metrics[name] = value if name == "policy/ratio_max" else value / tokens
+    return metrics
