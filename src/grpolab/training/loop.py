@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from grpolab.config import Run
+from grpolab.metrics import checked
 from grpolab.objective.beta import Beta
 from grpolab.policy.policy import Encoder, Policy
 from grpolab.rollouts import Rollouts
@@ -63,13 +64,13 @@ class Trainer:
         self.began = time.perf_counter()
         with self._signals():
             if self.step == 0:
-                log(0, {**self._evaluate(0), **self._totals()})
+                log(0, checked({**self._evaluate(0), **self._totals()}))
             while self.step < self.run.steps:
                 metrics = self._train_step()
                 self.step += 1
                 if self._due(self.run.eval.every) or self.step == self.run.steps:
                     metrics |= self._evaluate(self.step)
-                log(self.step, metrics | self._totals())
+                log(self.step, checked(metrics | self._totals()))
                 if self.stop_asked and self.step < self.run.steps:
                     self._checkpoint()
                     raise Interrupted
