@@ -21,6 +21,7 @@ from grpolab.sweep.manifest import (
     new_sweep_id,
     write_manifest,
 )
+from grpolab.sweep.notes import notes
 from grpolab.tracking.folder import RunFolder
 
 
@@ -40,6 +41,8 @@ def train(arguments: Sequence[str]) -> int:
         check(run)
         if run.report is not None:
             _closing_report(run.report)
+    for note in notes(runs, sweep.factors):
+        print(f"Note: {note}", file=sys.stderr)
     if sweep.multirun:
         return _run_sweep(command, sweep, runs[0], arms)
     return _run_one(sweep.jobs[0].raw, runs[0])
