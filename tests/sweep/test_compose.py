@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from grpolab.component import ConfigError
+from grpolab.component import ConfigError, names
 from grpolab.config import bind_run, job_id
 from grpolab.sweep.compose import Command, Sweep, expand, parse_command
 from grpolab.sweep.manifest import members, read_manifest, write_manifest
@@ -46,6 +46,13 @@ def test_a_sweep_is_the_product_of_its_factors() -> None:
 def test_ranges_and_choices_are_sweeps_too() -> None:
     assert len(jobs_of("seed=range(0,4)").jobs) == 4
     assert len(jobs_of("clip=choice(ppo,none)", "seed=0").jobs) == 2
+
+
+def test_a_glob_is_every_choice_of_a_group() -> None:
+    sweep = jobs_of("clip=glob(*)", "seed=0")
+    assert [j.raw["clip"]["name"] for j in sweep.jobs] == names("clip")
+    assert sweep.factors == ["clip"]
+    assert len(jobs_of("clip=glob(*,exclude=[none,ppo])").jobs) == len(names("clip")) - 2
 
 
 def test_an_experiment_carries_its_sweep() -> None:

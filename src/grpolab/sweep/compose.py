@@ -73,6 +73,7 @@ def expand(command: Command) -> Sweep:
     Raises:
         ConfigError: an unknown choice or key, or a sweep without -m.
     """
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -90,6 +91,7 @@ def expand(command: Command) -> Sweep:
             raise ConfigError(f"{swept[0]}: several values make a sweep; allowed with -m.")
         if not multirun:
             return Sweep([Job(tuple(fixed), compose(fixed))], [], False)
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())  # glob
         params = base["hydra"]["sweeper"].get("params") or {}
         named = [f"{k}={v}" for k, v in params.items()]
         overrides = parser.parse_overrides([*named, *command.overrides])
