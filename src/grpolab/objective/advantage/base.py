@@ -2,7 +2,9 @@
 
 One rule for all edge cases: an unscorable reward (not finite) gets A = 0 and is left out of the
 statistics. Where an estimator compares within a group, a group with fewer than two scored members
-or with identical rewards gets A = 0.
+or with identical rewards gets A = 0. An estimator with a step over the whole batch behind that
+keeps such a group in the batch's statistics, as 0. Nothing is divided by 0: what cannot be
+normalised is 0.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from grpolab.objective.advantage.statistics import comparable
 from grpolab.objective.settings import setting
 
 
@@ -111,7 +114,7 @@ class Advantage(ABC):
             advantages = torch.where(self.live(x), advantages, 0.0)
             if penalty is not None:
                 advantages = advantages.reshape(-1, 1) - penalty.to(advantages)
-        if advantages.shape != scored.shape:
+        if self.token_level or penalty is not None:
             advantages = torch.where(scored.reshape(-1, 1), advantages, 0.0)
         return advantages if self.clip is None else advantages.clamp(*self.clip)
 
@@ -129,36 +132,16 @@ class Advantage(ABC):
         """The estimator itself."""
 
 
-def comparable(rewards: Tensor, scored: Tensor) -> Tensor:
-    """[P, 1] true where a group has two scored members that differ.
-
-    Compared by value and not by variance: eight times 0.1 has a rounding variance above 0, which
-    a normaliser with eps 0 would blow up to ±1.
-    """
-    highest = torch.where(scored, rewards, -torch.inf).amax(dim=1, keepdim=True)
-    lowest = torch.where(scored, rewards, torch.inf).amin(dim=1, keepdim=True)
-    return highest > lowest
-
-
-def group_mean(rewards: Tensor, scored: Tensor) -> Tensor:
-    """[P, 1] mean over each group's scored members."""
-    return rewards.sum(dim=1, keepdim=True) / scored.sum(dim=1, keepdim=True).clamp(min=1)
-
-
-def centred(rewards: Tensor, scored: Tensor) -> Tensor:
-    """[P, G] rewards minus their group's mean, 0 where unscored."""
-    return torch.where(scored, rewards - group_mean(rewards, scored), 0.0)
-
-
-def group_std(rewards: Tensor, scored: Tensor, ddof: int) -> Tensor:
-    """[P, 1] standard deviation over each group's scored members."""
-    count = scored.sum(dim=1, keepdim=True)
-    squares = centred(rewards, scored).square().sum(dim=1, keepdim=True)
-    return (squares / (count - ddof).clamp(min=1)).sqrt()
-
-
 def needed(value: Tensor | None, name: str, estimator: str) -> Tensor:
     """A value that an estimator cannot do without."""
     if value is None:
-        raise ValueError(f"advantage={estimator} needs {name}")
+        raise ValueError(f"{name}: none given; advantage={estimator} needs it.")
     return value
+
+
+def token_counts(x: Scored, estimator: str) -> Tensor:
+    """[P, G] tokens of each completion: `lengths`, or what the mask counts."""
+    if x.lengths is not None:
+        return x.lengths.to(x.rewards)
+    mask = needed(x.mask, "lengths or mask", estimator)
+    return mask.sum(dim=1).reshape(x.rewards.shape).to(x.rewards)
