@@ -45,6 +45,8 @@ class Clip(ABC):
     name: ClassVar[str]
     level: ClassVar[str] = "token"
     """What a ratio belongs to: "token" or "sequence"."""
+    token_wise: ClassVar[bool] = False
+    """With `level` "sequence": each token's loss has its own advantage all the same."""
     plans: ClassVar[bool] = False
     """`plan_rows` is implemented."""
 
@@ -97,7 +99,7 @@ class Clip(ABC):
             plan: these rows of what `plan` made of the whole optimizer step; made here of the
                 rows given where absent.
         """
-        x = Tokens.of(logps, old_logps, advantages, mask, rewards, entropy, truncated, noise)
+        x = self._tokens(logps, old_logps, advantages, mask, rewards, entropy, truncated, noise)
         if plan is None:
             plan = self._plan(x)
         loss, low, high = self.formula(x, plan)
@@ -119,6 +121,22 @@ class Clip(ABC):
             if token_mask.leaves_denominator:
                 mask = mask & token_mask.rows(truncated).unsqueeze(1)
         return mask
+
+    def _tokens(
+        self,
+        logps: Tensor,
+        old_logps: Tensor,
+        advantages: Tensor,
+        mask: Tensor,
+        rewards: Tensor | None,
+        entropy: Tensor | None,
+        truncated: Tensor | None,
+        noise: Tensor | None,
+    ) -> Tokens:
+        """What the variant and its masks read; completions that leave the step count nowhere."""
+        if truncated is not None:
+            mask = self.trained(mask.bool(), truncated.bool().flatten())
+        return Tokens.of(logps, old_logps, advantages, mask, rewards, entropy, truncated, noise)
 
     def _shares(self, x: Tokens, low: Tensor, high: Tensor) -> dict[str, Tensor]:
         """Shares of the valid tokens, by side and by the sign of the advantage."""
@@ -151,7 +169,7 @@ class Clip(ABC):
         Takes what `__call__` takes, for all rows of the step.
         """
         return self._plan(
-            Tokens.of(logps, old_logps, advantages, mask, rewards, entropy, truncated, noise)
+            self._tokens(logps, old_logps, advantages, mask, rewards, entropy, truncated, noise)
         )
 
     @torch.no_grad()
@@ -178,11 +196,19 @@ def never(x: Tensor) -> Tensor:
 
 
 def clipped_surrogate(
-    ratio: Tensor, d: Tensor, advantages: Tensor, low: float | Tensor, high: float | Tensor
+    ratio: Tensor, d: Tensor, advantages: Tensor, lowest: float | Tensor, highest: float | Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """−min(rA, clip(r, 1−low, 1+high)A), and where the gradient is clipped away on each side."""
-    bounds = [torch.as_tensor(b, dtype=ratio.dtype, device=ratio.device) for b in (low, high)]
-    clipped = torch.clamp(ratio, 1 - bounds[0], 1 + bounds[1])
+    """−min(rA, clip(r, lowest, highest)A), and where that takes the gradient on each side.
+
+    `d` is the log of the ratio before any clamp.
+    """
+    bounds = [torch.as_tensor(b, dtype=ratio.dtype, device=ratio.device) for b in (lowest, highest)]
+    clipped = torch.clamp(ratio, bounds[0], bounds[1])
     loss = -torch.minimum(ratio * advantages, clipped * advantages)
-    exact = d.detach().exp()  # before the clamp on d; may be inf, which compares as it should
-    return loss, (advantages < 0) & (exact < 1 - low), (advantages > 0) & (exact > 1 + high)
+    exact = unclamped_ratio(d)
+    return loss, (advantages < 0) & (exact < lowest), (advantages > 0) & (exact > highest)
+
+
+def unclamped_ratio(d: Tensor) -> Tensor:
+    """exp(d) for comparisons only, detached: it may be inf, which compares as it should."""
+    return d.detach().exp()

@@ -1,7 +1,8 @@
 """Token masks that stand on top of any policy loss: `clip.masks: [...]`.
 
 A mask drops tokens from the policy loss; the KL and the denominators of the aggregation keep them
-(as in TRL), except `truncated`, whose completions leave the step altogether.
+(as in TRL), except `truncated`, whose completions leave the step altogether. Of a loss with one
+value for each sequence it drops the token's copy of it; the sequence's ratio still reads the token.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -69,7 +70,9 @@ class Truncated(TokenMask):
     """Completions without an end token leave the step: no loss, no KL, no tokens in the counts.
 
     DAPO's overlong filtering, arXiv 2503.14476; TRL: mask_truncated_completions. Their rewards
-    still count in the group's statistics, as in TRL. The row itself stays in N.
+    still count in the group's statistics, as in TRL, and the row itself stays in N. TRL also
+    hides their tokens from the attention of their own forward pass, which changes nothing that
+    is trained on.
     """
 
     name: ClassVar[str] = "truncated"
@@ -86,10 +89,13 @@ class Truncated(TokenMask):
 
 @dataclass(frozen=True)
 class OffPolicySequence(TokenMask):
-    """Drops sequences with A < 0 and mean_t(old − lp) > delta: what the policy has left already.
+    """Drops tokens with A < 0 in sequences with mean_t(old − lp) > delta: what the policy left.
+
+    Where a sequence has one advantage, as in GRPO, all of it goes or none.
 
     Source: DeepSeek-V3.2, arXiv 2512.02556, eq. 9. TRL: off_policy_mask_threshold (off; 0.5
-    suggested); slime 1e-4. A sequence counts as negative where its mean advantage is.
+    suggested), against the sampler's log-probs where it has them; slime 1e-4. All keep a sequence
+    at delta itself.
     """
 
     name: ClassVar[str] = "off_policy_sequence"
@@ -98,15 +104,18 @@ class OffPolicySequence(TokenMask):
 
     def keep(self, x: Tokens, plan: Plan) -> Tensor:
         strayed = sequence_mean(-x.d.detach(), x.mask) > self.delta
-        return ~(strayed & (sequence_mean(x.advantages, x.mask) < 0))
+        return ~(strayed & (x.advantages < 0))
 
 
 @dataclass(frozen=True)
 class TopEntropy(TokenMask):
     """Keeps the `share` of the optimizer step's tokens at which the policy is least certain.
 
-    Source: arXiv 2506.01939 (share .2). TRL: top_entropy_quantile, taken over each micro-batch.
-    The threshold is the linearly interpolated quantile, and tokens at it stay.
+    The threshold is the linearly interpolated quantile of the entropies at 1 − share, and tokens
+    at it stay.
+
+    Source: arXiv 2506.01939 (share .2). TRL: top_entropy_quantile, the same threshold, taken over
+    each micro-batch.
     """
 
     name: ClassVar[str] = "top_entropy"
@@ -128,9 +137,48 @@ class TopEntropy(TokenMask):
         return plan["top_entropy/keep"]
 
 
+@dataclass(frozen=True)
+class M2PO(TokenMask):
+    """Drops the tokens with the largest d² until the mean d² of the rest is below `threshold`.
+
+    Over the whole optimizer step; tokens with the same d² go or stay together. tokens all: every
+    valid token is counted and may go. tokens clippable: only those that ppo could clip (A>0 and
+    d>0, or A<0 and d<0) are counted and may go, the others stay.
+
+    Source: arXiv 2510.01161 (clippable; threshold 0.04; stops at a mean of at most the threshold;
+    averages over all tokens, as the denominators do here). AReaL: m2_threshold, off by default;
+    its mask counts all tokens, always leaves one, and takes the others out of the denominators;
+    its later versions make clip bounds of it.
+    """
+
+    name: ClassVar[str] = "m2po"
+    plans: ClassVar[bool] = True
+
+    threshold: float = setting(0.04, "the mean of d² stays below it", gt=0)
+    tokens: Literal["all", "clippable"] = setting(
+        "all", "all: every token; clippable: only those that ppo could clip"
+    )
+
+    def plan_rows(self, x: Tokens) -> Mapping[str, Tensor]:
+        square = x.d.to(torch.promote_types(x.d.dtype, torch.float32)).square()
+        counted = x.mask
+        if self.tokens == "clippable":
+            counted = counted & (x.advantages * x.d > 0)
+        ordered = square[counted].sort().values
+        means = ordered.cumsum(0) / torch.arange(1, len(ordered) + 1, device=ordered.device)
+        over = (means >= self.threshold).nonzero()
+        if not len(over):
+            return {"keep": torch.ones_like(x.mask)}
+        return {"keep": ~counted | (square < ordered[over[0]])}
+
+    def keep(self, x: Tokens, plan: Plan) -> Tensor:
+        return plan["m2po/keep"]
+
+
 def quantile(values: Tensor, share: float) -> Tensor:
     """Linearly interpolated quantile of [n]; torch.quantile stops at 16 million values."""
-    ordered = values.flatten().float().sort().values
+    precise = torch.promote_types(values.dtype, torch.float32)
+    ordered = values.flatten().to(precise).sort().values
     place = share * (len(ordered) - 1)
     below = int(place)
     above = min(below + 1, len(ordered) - 1)

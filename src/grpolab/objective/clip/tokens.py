@@ -22,6 +22,8 @@ class Tokens:
     """Under the trained policy, with gradient."""
     d: Tensor
     """logps − old_logps, with gradient."""
+    old_logps: Tensor
+    """Under the policy that generated the batch."""
     advantages: Tensor
     mask: Tensor
     """bool"""
@@ -48,9 +50,11 @@ class Tokens:
         """With the padding blanked and the advantages broadcast."""
         mask = mask.bool()
         logps = valid(logps, mask)
+        old_logps = valid(old_logps.detach(), mask)
         return cls(
             logps=logps,
-            d=logps - valid(old_logps.detach(), mask),
+            d=logps - old_logps,
+            old_logps=old_logps,
             advantages=valid(advantages.detach().expand_as(logps), mask),
             mask=mask,
             rewards=None if rewards is None else rewards.detach().reshape(-1, 1),
@@ -64,8 +68,9 @@ class Tokens:
         return dataclasses.replace(self, logps=self.logps.detach(), d=self.d.detach())
 
     def chance(self) -> Tensor:
-        """`noise`, or where none was given a fixed draw of the same shape."""
+        """`noise`, or where none was given a fixed draw, the same however wide the padding."""
         if self.noise is not None:
             return self.noise
+        rows, width = self.mask.shape
         source = torch.Generator().manual_seed(0)
-        return torch.rand(self.mask.shape, generator=source).to(self.mask.device)
+        return torch.rand(width, rows, generator=source).T.to(self.mask.device)
