@@ -15,7 +15,11 @@ class Beta:
 
     constant: β. linear, cosine: from β to `beta_final` over the run. adaptive (Ziegler et al.,
     arXiv 1909.08593): β ← β · (1 + clip(KL/target − 1, ±0.2) · n/horizon) after each step of n
-    completions. `warmup_steps` multiplies any of them by a ramp from 0.
+    completions, wherever the KL stands; its number is k1's, k2's or k3's where that is the
+    estimator, and k3's for all others. `warmup_steps` multiplies any of them by a ramp from 0.
+
+    verl has the adaptive one for a KL in the reward (target 0.1, horizon 10000), OpenRLHF for
+    either; TRL's β is constant.
     """
 
     def __init__(self, kl: KL, steps: int) -> None:

@@ -1,8 +1,9 @@
 """Checkpoints: everything that a resumed run needs to end bit-identical to an undisturbed one.
 
 Random streams are derived from (seed, name, step), so there is no generator state to keep. Weights
-and optimizer state are safetensors; nothing is pickled. The folder is swapped in by renames, so a
-kill at any moment leaves a whole checkpoint.
+and optimizer state are safetensors; nothing is pickled. A reference that never moves is not kept:
+it is the start weights, which the run loads anyway. The folder is swapped in by renames, so a kill
+at any moment leaves a whole checkpoint.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 FOLDER = "checkpoint"
+EXTRA = "extra"
 
 
 def save(
@@ -24,19 +27,35 @@ def save(
     parameters: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
+    *,
+    reference: Mapping[str, Tensor] | None = None,
+    extra: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """Writes a checkpoint beside the last one, then takes its place."""
+    """Writes a checkpoint beside the last one, then takes its place.
+
+    Args:
+        run_folder: of the run.
+        parameters: what the optimizer trains, by name.
+        optimizer: whose state is kept.
+        state: the rest, as JSON.
+        reference: the reference's parameters by name, where it moves.
+        extra: further tensors by name and key; `load` returns them, on the CPU, as
+            state["extra"].
+    """
     from safetensors.torch import save_file
 
     new, old, final = (run_folder / f"{FOLDER}{end}" for end in (".new", ".old", ""))
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    save_file(
-        {n: p.detach().contiguous() for n, p in parameters.items()}, new / "weights.safetensors"
-    )
+    save_file(_plain(parameters), new / "weights.safetensors")
     save_file(_optimizer_tensors(parameters, optimizer), new / "optimizer.safetensors")
+    if reference:
+        save_file(_plain(reference), new / "reference.safetensors")
+    for name, tensors in (extra or {}).items():
+        (new / EXTRA).mkdir(exist_ok=True)
+        save_file(_plain(tensors), new / EXTRA / f"{name}.safetensors")
     (new / "state.json").write_text(json.dumps(state))
-    for path in new.iterdir():
+    for path in filter(Path.is_file, new.rglob("*")):
         _sync(path)
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -49,24 +68,27 @@ def load(
     run_folder: Path,
     parameters: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
+    *,
+    reference: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any] | None:
-    """Restores weights and optimizer in place; the saved state, or None without a checkpoint."""
+    """Restores weights, optimizer and a moving reference in place; the saved state, or None
+    without a checkpoint."""
     from safetensors.torch import load_file
 
     folder = find(run_folder)
     if folder is None:
         return None
     device = str(next(iter(parameters.values())).device)
-    weights = load_file(folder / "weights.safetensors", device=device)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(weights[name])
+    _restore(parameters, load_file(folder / "weights.safetensors", device=device))
+    if reference:
+        _restore(reference, load_file(folder / "reference.safetensors", device=device))
     tensors = load_file(folder / "optimizer.safetensors", device=device)
     for name, parameter in parameters.items():
         found = {k[len(name) + 1 :]: v for k, v in tensors.items() if k.rsplit("|", 1)[0] == name}
         if found:
             optimizer.state[parameter] = found
     state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    state["extra"] = {p.stem: load_file(p) for p in (folder / EXTRA).glob("*.safetensors")}
     return state
 
 
@@ -83,6 +105,16 @@ def remove(run_folder: Path) -> None:
     """Deletes a run's checkpoints."""
     for end in ("", ".old", ".new"):
         shutil.rmtree(run_folder / f"{FOLDER}{end}", ignore_errors=True)
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def _restore(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        tensor.copy_(saved[name])
 
 
 def _optimizer_tensors(

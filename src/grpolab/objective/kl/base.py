@@ -1,25 +1,26 @@
 """KL(π‖π_ref) per token: (logps, ref_logps, mask) → [N, T], before β. D = logps − ref_logps.
 
-exp never overflows: k3 keeps D at −20 or above (its gradient is 0 below). `clamp: [in, out]` clamps
-D to ±in and the value to ±out for every estimator (verl: [20, 10]; TRL: none); gradients vanish
-where it binds.
+exp never overflows: k3 keeps D at −20 or above (its gradient is 0 below), a ratio keeps its
+log-ratio within ±20. `clamp: [in, out]` clamps D to ±in and the value to ±out for every estimator
+(verl: [20, 10]; TRL: none); gradients vanish where it binds.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from grpolab.objective.masked import EXP_CLAMP, valid
+from grpolab.objective.masked import EXP_CLAMP, safe_exp, valid
 from grpolab.objective.settings import setting
 
-Placement = Literal["loss", "reward"]
+Placement = Literal["loss", "reward", "reward_to_go"]
 Schedule = Literal["constant", "linear", "cosine", "adaptive"]
+PLACEMENTS: tuple[Placement, ...] = ("loss", "reward", "reward_to_go")
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,10 @@ class KL(ABC):
 
         Args:
             logps: [N, T] of the sampled tokens under the trained policy, with gradient.
-            ref_logps: [N, T] under the reference.
+            ref_logps: [N, T] under the reference; detached here.
             mask: [N, T], true on the sampled tokens.
-            old_logps: [N, T] under the policy that generated the batch.
+            old_logps: [N, T] under the policy that generated the batch; detached here. Where
+                absent, it is taken to be the trained policy.
             logits, ref_logits: [N, T, V], where `needs_logits`.
         """
 
@@ -66,10 +68,28 @@ class NoKL(KL):
 
 @dataclass(frozen=True)
 class ReferenceKL(KL):
-    """The settings every estimator shares: where the KL stands, and how large β is when."""
+    """The settings every estimator shares: where the KL stands, and how large β is when.
+
+    Placement. loss: β·KL is added to the policy loss of each token and aggregated with it (TRL
+    GRPO, verl use_kl_loss). reward: β·Σ_t KL is subtracted from the completion's reward before
+    the advantage is formed, so that it is centred and normalised along with it (TRL RLOO).
+    reward_to_go: β·Σ_{k≥t} KL_k is subtracted from the advantage of token t, after any
+    normalisation; a token pays for itself and what follows, not for what stood before (verl and
+    OpenRLHF with the KL in a token-level reward and γ = 1). In a reward the KL is a number of the
+    policy that generated the batch: it is computed once and has no gradient.
+
+    target_kl is measured by k3 against the policy that generated the batch, over the tokens of an
+    update and before its step: the update that finds it passed is still made, those after it are
+    not. It concerns updates_per_batch > 1 alone; the first update of a batch is at 0.
+    """
+
+    refuses: ClassVar[Mapping[str, str]] = {}
+    """{placement: why the estimator makes no sense there}."""
 
     placement: Placement = setting(
-        "loss", "loss: β·KL is added to the loss; reward: β·ΣKL is subtracted from the reward"
+        "loss",
+        "loss: added to each token's; reward: the sum, off the reward; reward_to_go: what is "
+        "still to come, off each token's advantage",
     )
     beta: float = setting(0.04, "weight of the KL", ge=0)
     schedule: Schedule = setting("constant", "how β moves over the run")
@@ -83,6 +103,12 @@ class ReferenceKL(KL):
     )
 
     def __post_init__(self) -> None:
+        if self.placement in self.refuses:
+            allowed = ", ".join(p for p in PLACEMENTS if p not in self.refuses)
+            raise ValueError(
+                f"placement: {self.placement} given with kl={self.name}, "
+                f"{self.refuses[self.placement]}; allowed: {allowed}."
+            )
         fixed = self.schedule in ("constant", "adaptive")
         if fixed and self.beta_final is not None:
             raise ValueError(
@@ -96,6 +122,10 @@ class ReferenceKL(KL):
                     f"{name}: {given} given, but kl.schedule is {self.schedule}; "
                     "allowed: null, or the schedule adaptive."
                 )
+        if self.schedule == "adaptive" and self.beta == 0:
+            raise ValueError(
+                "beta: 0 given, but kl.schedule is adaptive, which multiplies it; allowed: above 0."
+            )
         if self.clamp is not None and len(self.clamp) != 2:
             raise ValueError(f"clamp: {self.clamp} given; allowed: [in, out], or null.")
 
@@ -118,6 +148,9 @@ class ReferenceKL(KL):
         )
         if self.clamp is not None:
             value = value.clamp(-self.clamp[1], self.clamp[1])
+        carrier = self.carrier(d, mask, logps=logps, old_logps=old_logps)
+        if carrier is not None:
+            value = value.detach() + (carrier - carrier.detach())
         return valid(value, mask)
 
     @abstractmethod
@@ -133,114 +166,26 @@ class ReferenceKL(KL):
     ) -> Tensor:
         """The estimator of D = `d` [N, T]."""
 
-
-@dataclass(frozen=True)
-class K1(ReferenceKL):
-    """D. Unbiased, high variance, can be negative.
-
-    As a loss its expected gradient is zero (tokens are not differentiated): use it in the reward,
-    where it gives the gradient of the reverse KL. Source: Schulman, "Approximating KL divergence".
-    """
-
-    name: ClassVar[str] = "k1"
-
-    def formula(self, d: Tensor, mask: Tensor, **_: Any) -> Tensor:
-        return d
-
-
-@dataclass(frozen=True)
-class K2(ReferenceKL):
-    """D²/2. As a loss its on-policy gradient is that of the reverse KL, token by token.
-
-    Source: Schulman, "Approximating KL divergence". The value is biased at third order.
-    """
-
-    name: ClassVar[str] = "k2"
-
-    def formula(self, d: Tensor, mask: Tensor, **_: Any) -> Tensor:
-        return d.square() / 2
+    def carrier(
+        self, d: Tensor, mask: Tensor, *, logps: Tensor, old_logps: Tensor | None
+    ) -> Tensor | None:
+        """[N, T] whose gradient takes the place of that of `formula`; None: it has its own."""
+        return None
 
 
 def k3(d: Tensor) -> Tensor:
     """exp(−d) + d − 1, with d kept at −20 or above, where exp(−d) would overflow.
 
     In both terms: clamping the exponential alone would leave the gradient of +d, which pushes the
-    policy further away just where it has strayed furthest.
+    policy further away just where it has strayed furthest. expm1 keeps the value of a small d,
+    which is d²/2, above the rounding of 1.
     """
     d = d.clamp(min=-EXP_CLAMP)
-    return (-d).exp() + d - 1
+    return torch.expm1(-d) + d
 
 
-@dataclass(frozen=True)
-class K3(ReferenceKL):
-    """exp(−D) + D − 1 ≥ 0: unbiased and of low variance as a value.
-
-    As a loss its gradient is that of the *forward* KL(π_ref‖π). Source: Schulman; GRPO's choice,
-    arXiv 2402.03300. TRL clamps nothing, verl uses clamp [20, 10]. TRL 1.16 multiplies it by the
-    live ratio by default (use_bias_correction_kl), which is another estimator.
-    """
-
-    name: ClassVar[str] = "k3"
-
-    def formula(self, d: Tensor, mask: Tensor, **_: Any) -> Tensor:
-        return k3(d)
-
-
-@dataclass(frozen=True)
-class FullKL(ReferenceKL):
-    """Σ_v π(v) · log(π(v)/π_ref(v)) over the whole vocabulary: exact value, exact gradient.
-
-    Needs both models' logits at every position, so it costs memory [tokens, V] twice. In the
-    reward it enters as a number. Source: ROLL's `full`.
-    """
-
-    name: ClassVar[str] = "full"
-    needs_logits: ClassVar[bool] = True
-
-    def formula(
-        self,
-        d: Tensor,
-        mask: Tensor,
-        *,
-        logps: Tensor,
-        old_logps: Tensor | None,
-        logits: Tensor | None,
-        ref_logits: Tensor | None,
-    ) -> Tensor:
-        if logits is None or ref_logits is None:
-            raise ValueError("kl=full needs logits and ref_logits [N, T, V]")
-        log_p = torch.log_softmax(logits, dim=-1)  # [N, T, V]
-        log_q = torch.log_softmax(ref_logits.detach(), dim=-1)
-        # π = 0 (a masked-out vocabulary entry) contributes 0 to value and gradient, not 0 · inf
-        log_ratio = torch.where(log_p > -torch.inf, log_p - log_q, 0.0)
-        return (log_p.exp() * log_ratio).sum(dim=-1)
-
-
-@dataclass(frozen=True)
-class SeedKLDiv(ReferenceKL):
-    """F.kl_div(log_softmax(logps), softmax(old)) over *time*: what the seed README writes.
-
-    Wrong, and kept so that it can be shown to be: it softmaxes log-probabilities along the
-    sequence, as if tokens were outcomes, so it is identically 0 for one token, 0 whenever the
-    log-ratio is constant along a sequence, and no divergence between the two policies. The second
-    distribution is `old_logps` where given (the seed reads the old policy as the reference),
-    otherwise `ref_logps`. Padding is left out of both softmaxes.
-    """
-
-    name: ClassVar[str] = "seed_kl_div"
-
-    def formula(
-        self,
-        d: Tensor,
-        mask: Tensor,
-        *,
-        logps: Tensor,
-        old_logps: Tensor | None,
-        logits: Tensor | None,
-        ref_logits: Tensor | None,
-    ) -> Tensor:
-        other = (logps - d).detach() if old_logps is None else old_logps.detach()
-        floor = torch.finfo(logps.dtype).min
-        log_p = torch.log_softmax(torch.where(mask, logps, floor), dim=1)
-        q = torch.softmax(torch.where(mask, other, floor), dim=1)
-        return F.kl_div(log_p, q, reduction="none")
+def ratio(logps: Tensor, old_logps: Tensor | None, mask: Tensor) -> Tensor:
+    """exp(logps − old_logps) [N, T] with the gradient of logps; 1 where masked, and everywhere
+    (with a gradient all the same) where old_logps is absent."""
+    old = logps if old_logps is None else old_logps
+    return safe_exp(valid(logps, mask) - valid(old.detach(), mask))
