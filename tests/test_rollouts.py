@@ -162,6 +162,79 @@ def test_concatenate_of_one_and_of_missing_fields() -> None:
     assert joined.old_logps.shape == (4, 3)
 
 
+@pytest.mark.parametrize("name", ["old_logps", "sampler_logps", "sampler_policy_logps"])
+def test_what_only_some_batches_know_is_nan_in_the_others(name: str) -> None:
+    known, bare = make(0, groups=1, width=2), make(1, groups=2, width=4)
+    setattr(bare, name, None)
+    for batches in ([known, bare], [bare, known]):
+        joined = concatenate(batches)
+        value = getattr(joined, name)
+        of_known = joined.prompt_index.repeat_interleave(2) == 0
+        assert value.shape == (6, 4)
+        assert torch.equal(value[of_known][:, :2], getattr(known, name))
+        assert value[~of_known].isnan().all()
+        assert value.dtype == getattr(known, name).dtype
+    assert getattr(concatenate([bare, bare]), name) is None
+
+
+@pytest.mark.parametrize("name", ["ref_logps", "rewards", "advantages"])
+def test_anything_else_all_batches_have_or_none(name: str) -> None:
+    known, bare = make(0, groups=1), make(1, groups=1)
+    setattr(bare, name, None)
+    for batches in ([known, bare], [bare, known]):
+        with pytest.raises(ValueError, match=f"only some have {name}"):
+            concatenate(batches)
+
+
+def test_groups_of_different_sizes_are_not_joined() -> None:
+    with pytest.raises(ValueError, match=r"different sizes: \[2, 3\]"):
+        concatenate([make(0, groups=1), make(1, groups=1, group_size=3)])
+
+
+def test_empty_batches_do_not_count() -> None:
+    whole = make(1, groups=2, group_size=2, width=2)
+    empty = make(0, groups=1, group_size=4, width=5).keep_groups(torch.tensor([False]))
+    for batches in ([empty, whole], [whole, empty], [empty, whole, empty]):
+        same(concatenate(batches), whole)
+    assert concatenate([empty, empty]).groups == 0
+
+
+def test_ages_go_with_their_groups() -> None:
+    first, second = make(0, groups=2), make(2, groups=1)
+    assert first.ages.tolist() == [0, 0]
+    second.ages = torch.tensor([7])
+    joined = concatenate([first, second])
+    assert joined.ages.tolist() == [0, 0, 7]
+    assert joined.keep_groups(torch.tensor([False, True, True])).ages.tolist() == [0, 7]
+
+
+def test_members_are_kept_with_all_that_belongs_to_them() -> None:
+    rollouts = make(0, groups=3, group_size=3)
+    members = torch.tensor([[True, False, True], [False] * 3, [False, True, True]])
+    kept = rollouts.keep(members)
+    assert (kept.group_size, kept.groups) == (2, 2)
+    assert kept.prompt_index.tolist() == [0, 2]
+    assert kept.prompts == ["prompt 0", "prompt 2"]
+    assert kept.texts == ["text 0", "text 20", "text 210", "text 220"]
+    assert kept.completion_ids[:, 0].tolist() == [0, 20, 210, 220]
+    assert kept.rewards is not None
+    assert kept.rewards.tolist() == [[0, 20], [210, 220]]
+    assert kept.reward_parts["one"].tolist() == [[1, 21], [211, 221]]
+    with pytest.raises(ValueError, match=r"different sizes: \[1, 2\]"):
+        rollouts.keep(torch.tensor([[True, False, True], [False] * 3, [False, True, False]]))
+
+
+def test_to_a_device_moves_everything() -> None:
+    rollouts = make(0, groups=2)
+    same(rollouts.to("cpu"), rollouts)
+    moved = rollouts.to("meta")
+    for field in dataclasses.fields(Rollouts):
+        value = getattr(moved, field.name)
+        assert not isinstance(value, Tensor) or value.device.type == "meta", field.name
+    assert all(v.device.type == "meta" for v in moved.reward_parts.values())
+    assert moved.texts == rollouts.texts
+
+
 def test_advantage_rows() -> None:
     rollouts = make(0, groups=2)
     assert rollouts.advantage_rows().tolist() == [[-5], [5], [95], [105]]

@@ -11,6 +11,8 @@ PER_GROUP = ("prompt_index", "greedy_rewards", "ages")
 """Fields [P]."""
 PER_MEMBER = ("rewards", "advantages")
 """Fields [P, G]; advantages may be [N, T] instead."""
+FILLED = ("old_logps", "collision", "sampler_logps", "sampler_policy_logps")
+"""Fields [N, T] that some batches may lack when they are joined; they are NaN there."""
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Rollouts:
     sampler_logps: Tensor | None = None
     """[N, T] log-probabilities under the distribution that was sampled from."""
     sampler_policy_logps: Tensor | None = None
-    """[N, T] the same tokens under the sampler's untempered, untruncated policy."""
+    """[N, T] the same under the distribution the trainer evaluates: by default the policy itself."""
     old_logps: Tensor | None = None
     """[N, T] under the policy that generated the batch, recomputed by the trainer."""
     ref_logps: Tensor | None = None
@@ -75,6 +77,11 @@ class Rollouts:
     def lengths(self) -> Tensor:
         """[N] valid tokens of each completion."""
         return self.mask.sum(dim=1)
+
+    def completion_tokens(self) -> list[list[int]]:
+        """N lists of token ids, without the padding."""
+        rows = zip(self.completion_ids.tolist(), self.lengths.tolist(), strict=True)
+        return [ids[:length] for ids, length in rows]
 
     def advantage_rows(self) -> Tensor:
         """The advantages as [N, 1] or [N, T], for broadcasting against tokens."""
@@ -121,12 +128,30 @@ class Rollouts:
                 changed[item.name] = value[rows]
         return replace(self, **changed)  # type: ignore[arg-type]
 
+    def to(self, device: torch.device | str) -> Rollouts:
+        """The same record on a device."""
+        changed: dict[str, object] = {
+            item.name: value.to(device)
+            for item in fields(self)
+            if isinstance(value := getattr(self, item.name), Tensor)
+        }
+        parts = {name: value.to(device) for name, value in self.reward_parts.items()}
+        return replace(self, reward_parts=parts, **changed)  # type: ignore[arg-type]
+
 
 def concatenate(batches: list[Rollouts]) -> Rollouts:
-    """Several batches of groups as one, padded to the widest."""
+    """Several batches of groups of one size as one, padded to the widest; empty ones do not count.
+
+    Raises:
+        ValueError: only some have a field that is not one of `FILLED`, or the group sizes differ.
+    """
+    batches = [b for b in batches if b.groups] or batches[:1]
     first = batches[0]
     if len(batches) == 1:
         return first
+    sizes = sorted({b.group_size for b in batches})
+    if len(sizes) > 1:
+        raise ValueError(f"cannot join groups of different sizes: {sizes}")
     changed: dict[str, object] = {
         "prompts": [p for b in batches for p in b.prompts],
         "texts": [t for b in batches for t in b.texts],
@@ -136,9 +161,15 @@ def concatenate(batches: list[Rollouts]) -> Rollouts:
     }
     for item in fields(first):
         values = [getattr(b, item.name) for b in batches]
+        known = next((v for v in values if isinstance(v, Tensor)), None)
+        if item.name in FILLED and known is not None:
+            values = [
+                known.new_full(b.mask.shape, torch.nan) if v is None else v
+                for v, b in zip(values, batches, strict=True)
+            ]
         if all(isinstance(v, Tensor) for v in values):
             changed[item.name] = _cat_padded(values)
-        elif any(isinstance(v, Tensor) for v in values):
+        elif known is not None:
             raise ValueError(f"cannot join rollouts of which only some have {item.name}")
     return replace(first, **changed)  # type: ignore[arg-type]
 

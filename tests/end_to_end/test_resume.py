@@ -20,9 +20,10 @@ STEPS = 6
 STEP_SECONDS = 0.15  # of the small run; only spreads the kills over a step
 ADAPTIVE = (
     "clip=ppo", "updates_per_batch=4", "kl=k3", "kl.schedule=adaptive", "kl.target=0.001",
-    "kl.horizon=50", "optimizer.schedule=cosine", "optimizer.warmup_steps=2",
+    "kl.horizon=50", "optimizer.schedule=cosine", "optimizer.warmup_steps=2", "selection=replay",
 )  # fmt: skip
-"""Everything that has state: Adam, the adaptive β, the learning rate, several updates a batch."""
+"""Everything that has state: Adam, the adaptive β, the learning rate, several updates a batch, the
+buffer of past groups."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,11 @@ def test_the_adaptive_beta_moved(undisturbed: dict[str, Path]) -> None:
     found = launching.metrics(undisturbed["adaptive-jsonl-every-step"])
     betas = [m["kl/beta"] for _, m in found if "kl/beta" in m]
     assert len(set(betas)) == STEPS  # else the kills would not have tested its state
+
+
+def test_past_groups_were_replayed(undisturbed: dict[str, Path]) -> None:
+    found = launching.metrics(undisturbed["adaptive-jsonl-every-step"])
+    assert sum(m.get("replay/used_share", 0) > 0 for _, m in found) >= 2
 
 
 @pytest.mark.parametrize(

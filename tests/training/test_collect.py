@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from grpolab.component import component
+from grpolab.component import component, registry
 from grpolab.config import Run
 from grpolab.policy.policy import Encoder, Policy
 from grpolab.rewards.base import RewardInputs, Scores
 from grpolab.tracking.folder import RunFolder
 from grpolab.training.collect import Collector, correctness
 from grpolab.training.loop import Trainer
+from grpolab.training.update import Updater
 
 if TYPE_CHECKING:
     from tests.policy import policies as lab
@@ -86,6 +87,8 @@ def test_order_is_the_seed_s_alone(policy: Policy) -> None:
         ("selection=dynamic",),
         ("sampler=hf", "sampler.group_size=5", "sampler.temperature=0.5"),
         ("updates_per_batch=4", "minibatches=2", "optimizer.lr=0.1"),
+        ("selection=replay",),
+        ("selection=random_subset", "sampler.group_size=4"),
     ]
     for overrides in variants:
         assert order(collector_of(policy, *overrides), 5) == first
@@ -171,6 +174,31 @@ def test_dynamic_sampling_gives_up_after_its_rounds(policy: Policy, limit: int) 
     assert collected.everything.groups == 4 * limit
 
 
+def graded(inputs: RewardInputs) -> Scores:
+    """0, 1, NaN, 3, 4, 5 in each group of six."""
+    return Scores([math.nan if i % 6 == 2 else float(i % 6) for i in range(len(inputs))], {})
+
+
+@pytest.mark.parametrize("name", ["max_variance", "best_and_worst"])
+def test_members_are_cut_before_the_advantage(policy: Policy, name: str) -> None:
+    selection = component("selection", name, keep=3)
+    collector = collector_of(policy, "sampler.group_size=6", reward=graded, selection=selection)
+    collected = collector.collect(0)
+    rollouts, seen = collected.rollouts, collected.everything
+    assert (seen.group_size, len(seen), rollouts.group_size, rollouts.groups) == (6, 24, 3, 4)
+    # {0, 4, 5}: Σ(x − 3)² = 14, as of {0, 1, 5}; of equals the one with more of the best
+    assert rollouts.rewards is not None
+    assert rollouts.rewards.tolist() == [[0.0, 4.0, 5.0]] * 4
+    rows = [6 * g + m for g in range(4) for m in (0, 4, 5)]
+    assert rollouts.texts == [seen.texts[r] for r in rows]
+    assert torch.equal(rollouts.completion_ids, seen.completion_ids[rows])
+    assert torch.equal(rollouts.sampler_logps, seen.sampler_logps[rows])  # type: ignore[arg-type, index]
+    # their own mean 3 and std √(14/2), not those of the six
+    advantages = Updater(collector.run, policy).advantages(rollouts, None)
+    expected = [x / math.sqrt(7) for x in (-3.0, 1.0, 2.0)]
+    assert advantages[0].tolist() == pytest.approx(expected, abs=1e-3)  # eps 1e-4
+
+
 def test_refills_shift_no_other_step(policy: Policy) -> None:
     plain, refilled = collector_of(policy), dynamic(policy, some)
     for step in range(3):
@@ -199,6 +227,54 @@ def test_a_step_without_a_group_goes_on(tmp_path: Path) -> None:
         assert metrics["reward/mean"] == metrics["reward/flat"] == 1.0
     after = job.policy.trainable().values()
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def one_step(run: Run, folder: Path) -> dict[str, float]:
+    """The metrics of a run's first step."""
+    logged: list[dict[str, float]] = []
+    try:
+        trainer(run, folder).fit(lambda step, metrics: logged.append(metrics))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    return logged[1]
+
+
+@pytest.mark.parametrize("name", sorted(registry("selection")))
+def test_a_step_with_each_selection(name: str, tmp_path: Path) -> None:
+    run = lab.run_of(
+        *SMALL, *QUICK, "sampler.group_size=6", "steps=1", "eval.samples=0", f"selection={name}"
+    )
+    whole = one_step(
+        replace(run, reward=graded, selection=component("selection", "all")), tmp_path / "all"
+    )
+    found = one_step(replace(run, reward=graded), tmp_path / "run")
+    assert found["optim/updates"] == 1
+    assert found["reward/mean"] == whole["reward/mean"] == pytest.approx(13 / 5)
+    assert found["tokens/generated"] == whole["tokens/generated"]
+    cut = found["tokens/trained"] < whole["tokens/trained"]
+    assert cut == hasattr(run.selection, "keep")
+
+
+@pytest.mark.parametrize("level", ["token", "sequence_sum", "sequence_mean"])
+def test_a_step_with_each_correction(level: str, tmp_path: Path) -> None:
+    """A hotter sampler: what is logged does not depend on the bound, what is learnt does."""
+    overrides = (*SMALL, *QUICK, "steps=1", "eval.samples=0", "sampler.temperature=1.5")
+    run = replace(lab.run_of(*overrides), reward=alternating)
+    names = {
+        "free": component("correction", "truncate", level=level, cap=math.inf),
+        "truncate": component("correction", "truncate", level=level, cap=1.05),
+        "mask": component("correction", "mask", level=level, low=0.9, high=1.05),
+    }
+    found = {k: one_step(replace(run, correction=c), tmp_path / k) for k, c in names.items()}
+    for key in ("mean", "std", "min", "max"):
+        values = {m[f"correction/{key}"] for m in found.values()}
+        assert len(values) == 1
+        assert math.isfinite(values.pop())
+    assert found["free"]["correction/clipped_share"] == 0
+    assert found["free"]["correction/min"] < 0.9 < 1.05 < found["free"]["correction/max"]
+    for name in ("truncate", "mask"):
+        assert 0 < found[name]["correction/clipped_share"] <= 1
+        assert found[name]["optim/grad_norm"] != found["free"]["optim/grad_norm"]
 
 
 def test_runs_of_one_seed_are_paired_until_they_differ(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ class Objective:
         mask: Tensor,
         *,
         beta: float,
+        kl_logps: Tensor | None = None,
         ref_logps: Tensor | None = None,
         sampler_logps: Tensor | None = None,
         logits: Tensor | None = None,
@@ -47,7 +48,8 @@ class Objective:
         truncated: Tensor | None = None,
         plan: Plan | None = None,
     ) -> TokenLosses:
-        """Per-token losses; shapes as in `Clip` and `KL`."""
+        """Per-token losses; shapes as in `Clip` and `KL`. `kl_logps` are what the KL compares with
+        the reference, where the clip's own are of a part of the vocabulary; `logps` by default."""
         surrogate = self.clip(
             logps,
             old_logps,
@@ -58,22 +60,29 @@ class Objective:
             truncated=truncated,
             plan=plan,
         )
-        policy = surrogate.loss
+        policy, metrics = surrogate.loss, surrogate.metrics
         if sampler_logps is not None:
             policy = policy * self.correction(old_logps, sampler_logps, mask)
+            metrics = metrics | self.correction.metrics(old_logps, sampler_logps, mask)
         kl = torch.zeros_like(policy)
         if self.kl_in_loss and ref_logps is not None:
             kl = self.kl(
-                logps, ref_logps, mask, old_logps=old_logps, logits=logits, ref_logits=ref_logits
+                logps if kl_logps is None else kl_logps,
+                ref_logps,
+                mask,
+                old_logps=old_logps,
+                logits=logits,
+                ref_logits=ref_logits,
             )
         # β = 0 keeps the KL out of the graph: 0 · inf would be NaN
         total = policy + beta * kl if beta else policy
-        return TokenLosses(policy, kl.detach(), total, surrogate.metrics)
+        return TokenLosses(policy, kl.detach(), total, metrics)
 
 
 @dataclass(frozen=True)
 class TokenLosses:
-    """[N, T] each: the policy part, the KL before β, their sum; and the clip's metrics."""
+    """[N, T] each: the policy part, the KL before β, their sum; and the metrics of clip and
+    correction."""
 
     policy: Tensor
     kl: Tensor

@@ -18,6 +18,7 @@ from grpolab.rng import generator, permutation
 from grpolab.rollouts import Rollouts, concatenate
 from grpolab.sampling.base import Draw, Sampler
 from grpolab.tasks.base import Example, Examples, Task
+from grpolab.training.replay import ReplayBuffer, fill, replay_metrics
 
 VERIFY_SECONDS = 10.0  # for one completion; what takes longer counts as wrong
 CORRECT = 0.999  # a verifier's score from which an answer counts as right
@@ -32,6 +33,8 @@ class Collected:
     """Before the selection: what the reward metrics describe."""
     seconds: dict[str, float] = field(default_factory=dict)
     rounds: int = 1
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the selection, where it measures something."""
 
 
 class Collector:
@@ -40,9 +43,11 @@ class Collector:
     def __init__(self, run: Run, policy: Policy, examples: Examples) -> None:
         self.run, self.policy, self.examples = run, policy, examples
         self._encoded = encode_examples(policy.encoder, examples.train)
+        self.buffer = ReplayBuffer(run.selection) if run.selection.replays else None
 
     def collect(self, step: int) -> Collected:
-        """The rollouts of a step; a function of (seed, step) and of the policy's weights."""
+        """The rollouts of a step; a function of (seed, step), of the policy's weights and of the
+        buffer, where groups are replayed."""
         run = self.run
         kept: list[Rollouts] = []
         everything: list[Rollouts] = []
@@ -56,22 +61,41 @@ class Collector:
             seconds["sample"] += sampled - began
             seconds["score"] += time.perf_counter() - sampled
             assert rollouts.rewards is not None
-            chosen = rollouts.keep(
-                run.selection(rollouts.rewards, noise=self._noise(rollouts, step, round_))
-            )
+            members = run.selection(rollouts.rewards, noise=self._noise(rollouts, step, round_))
+            chosen = rollouts.keep(members)
+            if self.buffer is not None:
+                chosen = self._refill(self.buffer, rollouts, members.any(dim=1), step)
             everything.append(rollouts)
             kept.append(chosen)
             missing -= chosen.groups
             if missing <= 0:
                 break
-        return Collected(concatenate(kept), concatenate(everything), seconds, len(everything))
+        found = Collected(concatenate(kept), concatenate(everything), seconds, len(everything))
+        if self.buffer is not None:
+            found.metrics = replay_metrics(found.rollouts, len(self.buffer))
+        return found
+
+    def remember(self, rollouts: Rollouts, step: int) -> None:
+        """Lets the groups of a step that is over into the buffer, where there is one."""
+        if self.buffer is not None and rollouts.groups:
+            self.buffer.add(rollouts, step)
+
+    def _refill(
+        self, buffer: ReplayBuffer, rollouts: Rollouts, kept: Tensor, step: int
+    ) -> Rollouts:
+        fresh = int(kept.sum())
+        count = buffer.allowed(fresh, len(kept) - fresh)
+        return fill(rollouts, kept, buffer.draw(step, count, self._source(step, 0, 3)))
+
+    def _source(self, step: int, *indices: int) -> torch.Generator:
+        return generator(self.run.seed, "selection", step, *indices)
 
     def prompt_indices(self, step: int, round_: int = 0) -> list[int]:
         """Training examples of a step. The first round walks through a fresh permutation each
         epoch; refills come from a stream of their own, so that they never shift the walk."""
         n, count = len(self.examples.train), self.run.prompts_per_step
         if round_:
-            source = generator(self.run.seed, "selection", step, round_)
+            source = self._source(step, round_)
             return torch.randint(n, (count,), generator=source).tolist()
         places = range(step * count, (step + 1) * count)
         return [epoch_order(n, self.run.seed, p // n)[p % n] for p in places]
@@ -87,7 +111,7 @@ class Collector:
 
     def _noise(self, rollouts: Rollouts, step: int, round_: int) -> Tensor:
         """[P, G], a stream of its own, so that no selection shifts another draw."""
-        source = generator(self.run.seed, "selection", step, round_, 2)
+        source = self._source(step, round_, 2)
         shape = (rollouts.groups, rollouts.group_size)
         return torch.rand(shape, generator=source).to(rollouts.mask.device)
 
@@ -151,6 +175,7 @@ def score(run: Run, rollouts: Rollouts, examples: Sequence[Example]) -> None:
         lengths=rollouts.lengths.tolist(),
         truncated=rollouts.truncated.tolist(),
         max_length=run.sampler.max_new_tokens,
+        tokens=rollouts.completion_tokens,
     )
     scores = run.reward(inputs)
     device = rollouts.mask.device

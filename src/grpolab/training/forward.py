@@ -25,6 +25,23 @@ class Forward:
         keeps_model = self.uses_reference and run.reference.needs_model
         self.reference: Any = policy.frozen_copy() if keeps_model else None
 
+    @torch.no_grad()
+    def move_reference(self, step: int) -> None:
+        """Blends the policy into the reference where `reference` says so after so many steps."""
+        share = self.run.reference.mix(step)
+        if share is None or self.reference is None:
+            return
+        pairs = zip(self.reference.parameters(), self.policy.model.parameters(), strict=True)
+        for target, source in pairs:
+            wide = torch.promote_types(target.dtype, torch.float32)
+            target.copy_(torch.lerp(target.to(wide), source.to(wide), share))
+
+    def moving_reference(self) -> dict[str, torch.nn.Parameter]:
+        """The reference's parameters where they move, which a checkpoint then has to keep."""
+        if self.reference is None or not self.run.reference.moves:
+            return {}
+        return dict(self.reference.named_parameters())
+
     def microbatches(self, rollouts: Rollouts, rows: Tensor) -> Iterator[tuple[Tensor, int]]:
         """(rows, completion width): rows of like length, within the token budget."""
         budget = self.run.hardware.tokens_per_microbatch
@@ -65,7 +82,9 @@ class Forward:
     def logps(
         self, part: dict[str, Tensor], model: Any = None, *, collision: bool = False
     ) -> TokenLogps:
-        """Of a part's completions, under the trained policy or another model."""
+        """Of a part's completions, under the trained policy or another model: the reference, whose
+        support is always whole."""
+        sampler = self.run.sampler
         return self.policy.token_logps(
             part["prompt_ids"],
             part["prompt_lengths"],
@@ -74,6 +93,7 @@ class Forward:
             model=model,
             keep_logits=self.run.kl.needs_logits,
             collision=collision,
+            evaluate=sampler.evaluate if model is None else sampler.evaluate_whole,
         )
 
     def reference_logps(self, part: dict[str, Tensor], old_logps: Tensor) -> TokenLogps:

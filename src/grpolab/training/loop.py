@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from grpolab.config import Run
 from grpolab.metrics import checked
@@ -85,7 +86,9 @@ class Trainer:
         metrics = self._reward_side(collected)
         self._log_samples(collected.everything)
         before_update = time.perf_counter()
-        metrics |= self._learn(collected.rollouts)
+        metrics |= collected.metrics | self._learn(collected.rollouts)
+        self.collector.remember(collected.rollouts, self.step)
+        self.updater.forward.move_reference(self.step + 1)
         now = time.perf_counter()
         generated = int(collected.everything.mask.sum())
         self.tokens += generated
@@ -124,7 +127,7 @@ class Trainer:
         self.updater.score_logps(rollouts, beta)
         assert rollouts.rewards is not None
         rollouts.advantages = self.updater.advantages(rollouts, self.baseline)
-        self.baseline = self.run.advantage.track(self.baseline, rollouts.rewards)
+        self.baseline = self.run.advantage.track(self.baseline, self.updater.returns(rollouts)[0])
         metrics |= advantage_metrics(rollouts.advantages)
         metrics |= self.updater.update(rollouts, self.step, beta)
         measured = metrics.get(f"kl/ref_{self.run.kl.name}", metrics.get("kl/ref_k3", math.nan))
@@ -174,10 +177,28 @@ class Trainer:
             "skipped": self.updater.skipped,
             "scaler": self.updater.scaler.state_dict(),
         }
-        checkpoint.save(self.folder.path, self.updater.parameters, self.updater.optimizer, state)
+        updater = self.updater
+        checkpoint.save(
+            self.folder.path,
+            updater.parameters,
+            updater.optimizer,
+            state,
+            reference=updater.forward.moving_reference(),
+            extra=self._extra(),
+        )
+
+    def _extra(self) -> dict[str, dict[str, Tensor]]:
+        buffer = self.collector.buffer
+        return {} if buffer is None else {"replay": buffer.tensors()}
 
     def _resume(self) -> None:
-        state = checkpoint.load(self.folder.path, self.updater.parameters, self.updater.optimizer)
+        updater = self.updater
+        state = checkpoint.load(
+            self.folder.path,
+            updater.parameters,
+            updater.optimizer,
+            reference=updater.forward.moving_reference(),
+        )
         if state is None:
             self.folder.truncate(0)
             return
@@ -187,6 +208,8 @@ class Trainer:
         self.baseline = state["baseline"]
         self.updater.skipped = state["skipped"]
         self.updater.scaler.load_state_dict(state["scaler"])
+        if self.collector.buffer is not None:
+            self.collector.buffer.restore(state["extra"]["replay"])
         self.policy.sync()
         self.folder.truncate(self.step + 1)
 

@@ -18,6 +18,7 @@ class Sums:
 
     totals: dict[str, Tensor] = field(default_factory=dict)
     maxima: dict[str, Tensor] = field(default_factory=dict)
+    minima: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, name: str, value: Tensor) -> None:
         """Adds a 0-d tensor to a sum."""
@@ -30,16 +31,24 @@ class Sums:
         known = self.maxima.get(name)
         self.maxima[name] = value if known is None else torch.maximum(known, value)
 
+    def keep_min(self, name: str, value: Tensor) -> None:
+        """Keeps the smaller of a 0-d tensor and the minimum so far."""
+        value = value.detach().float()
+        known = self.minima.get(name)
+        self.minima[name] = value if known is None else torch.minimum(known, value)
+
     def merge(self, other: Sums) -> None:
         """Adds another record of sums to this one."""
         for name, value in other.totals.items():
             self.add(name, value)
         for name, value in other.maxima.items():
             self.keep_max(name, value)
+        for name, value in other.minima.items():
+            self.keep_min(name, value)
 
     def fetch(self) -> dict[str, float]:
         """All of them as numbers, in one transfer."""
-        named = {**self.totals, **self.maxima}
+        named = {**self.totals, **self.maxima, **self.minima}
         if not named:
             return {}
         numbers = torch.stack(list(named.values())).tolist()
@@ -62,13 +71,19 @@ def measure(
 
     Args:
         ref: the (trained, reference) log-probs whose KL is logged, where there is a reference.
-        clip_metrics: means over the valid tokens.
+        clip_metrics: of clip and correction: extremes where the name ends in min or max, else
+            means over the valid tokens.
     """
     count = mask.sum()
     sums.add("tokens", count)
     sums.add("entropy", valid(entropy, mask).sum())
     for name, value in clip_metrics.items():
-        sums.add(name, value * count)
+        if name.endswith(("/max", "_max")):
+            sums.keep_max(name, value)
+        elif name.endswith(("/min", "_min")):
+            sums.keep_min(name, value)
+        else:
+            sums.add(name, value * count)
     ratio = ratio_sums(logps, old_logps, mask)
     sums.add("ratio_sum", ratio["sum"])
     sums.add("ratio_squares", ratio["squares"])
@@ -103,6 +118,12 @@ def step_metrics(sums: Sums, norms: list[float], updates: int) -> dict[str, floa
     for name, value in numbers.items():
         if name.startswith("loss/"):  # the mean over the updates that were made
             metrics[name] = value / updates
+        elif name in sums.maxima or name in sums.minima:
+            metrics[name] = value if math.isfinite(value) else math.nan  # ±inf: of no token
         else:
-            metrics[name] = value if name == "policy/ratio_max" else value / tokens
+            metrics[name] = value / tokens
+    if "correction/square" in metrics:
+        square = metrics.pop("correction/square")
+        bias = metrics["correction/mean"] - 1
+        metrics["correction/std"] = math.sqrt(max(0.0, square - bias * bias))
     return metrics

@@ -54,13 +54,14 @@ class Updater:
     @torch.no_grad()
     def score_logps(self, rollouts: Rollouts, beta: float) -> None:
         """Fills in old_logps, ref_logps, collision and the KL's penalty where they are needed
-        beforehand. Log-probs that a replayed group brought along stay: they are those of the
-        policy that generated it."""
+        beforehand. The old log-probs and collision that a replayed group brought along stay: they
+        are those of the policy that generated it. The reference is asked anew for all."""
         if not self.scores_before:
             return
         needs_collision = self.run.advantage.needs_distribution
         now_all = self._empty(rollouts.mask)
         ref, kl, collision = (torch.zeros_like(now_all) for _ in range(3))
+        fresh = rollouts.ages.repeat_interleave(rollouts.group_size).unsqueeze(1) == 0  # [N, 1]
         for rows, width in self.forward.microbatches(rollouts, torch.arange(len(rollouts))):
             part = self.forward.part(rollouts, rows, width)
             now = self.forward.logps(part, collision=needs_collision)
@@ -68,26 +69,25 @@ class Updater:
             if now.collision is not None:
                 collision[rows, :width] = now.collision.to(collision)
             if self.forward.uses_reference:
-                base = self.forward.reference_logps(part, part.get("old_logps", now.logps))
+                old = unless_known(now.logps, part.get("old_logps"), fresh[rows])
+                base = self.forward.reference_logps(part, old)
                 ref[rows, :width] = base.logps.to(ref)
                 if self.kl_in_reward:
                     kl[rows, :width] = self.run.kl(
-                        now.logps,
+                        now.kl_logps,
                         base.logps,
                         part["mask"],
                         old_logps=now.logps,
                         logits=now.logits,
                         ref_logits=base.logits,
                     ).to(kl)
-        if rollouts.old_logps is None:
-            rollouts.old_logps = now_all
-        else:
-            fresh = rollouts.ages.repeat_interleave(rollouts.group_size).unsqueeze(1) == 0
-            rollouts.old_logps = torch.where(fresh, now_all, rollouts.old_logps)
+        rollouts.old_logps = unless_known(now_all, rollouts.old_logps, fresh)
         rollouts.ref_logps = ref if self.forward.uses_reference else None
-        rollouts.collision = collision if needs_collision else None
+        found = unless_known(collision, rollouts.collision, fresh)
+        rollouts.collision = found if needs_collision else None
         if self.kl_in_reward:
-            rollouts.kl_penalty = beta * valid(kl, rollouts.mask)
+            entered = rollouts.mask if beta else torch.zeros_like(rollouts.mask)
+            rollouts.kl_penalty = beta * valid(kl, entered)  # 0 · inf would be NaN
 
     def advantages(self, rollouts: Rollouts, baseline: float | None) -> Tensor:
         """The advantages of scored rollouts, with the KL where it stands in the reward."""
@@ -217,6 +217,7 @@ class Updater:
                 part["advantages"],
                 mask,
                 beta=beta,
+                kl_logps=now.kl_logps,
                 ref_logps=None if base is None else base.logps,
                 sampler_logps=part["sampler_logps"],
                 logits=now.logits,
@@ -242,7 +243,7 @@ class Updater:
                 advantages=part["advantages"],
                 mask=mask,
                 sampler_policy_logps=part["sampler_policy_logps"],
-                ref=None if base is None else (now.logps, base.logps),
+                ref=None if base is None else (now.kl_logps, base.logps),
                 clip_metrics=losses.metrics,
             )
 
@@ -275,6 +276,11 @@ class Updater:
             return False
         measured = float(sums.totals["kl/old_k3"] / sums.totals["tokens"].clamp(min=1))
         return measured > float(target)
+
+
+def unless_known(now: Tensor, known: Tensor | None, fresh: Tensor) -> Tensor:
+    """`now` in fresh rows [N, 1]; in the others what is known from their own time."""
+    return now if known is None else torch.where(fresh, now, known.to(now))
 
 
 def make_optimizer(settings: Optimizer, parameters: list[torch.nn.Parameter]) -> torch.optim.AdamW:
