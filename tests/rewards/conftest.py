@@ -16,6 +16,9 @@ def make_inputs(
     answers: Sequence[str] | str = "42",
     task: Task | None = None,
     prompt: str = "6 * 7 =",
+    lengths: Sequence[int] | None = None,
+    tokens: Sequence[Sequence[int]] | None = None,
+    max_length: int = 64,
 ) -> RewardInputs:
     """N completions, each with its own answer or all with one."""
     golds = [answers] * len(completions) if isinstance(answers, str) else answers
@@ -23,9 +26,10 @@ def make_inputs(
         completions=completions,
         examples=[Example(prompt, gold) for gold in golds],
         task=task or Arithmetic(),
-        lengths=[len(completion) for completion in completions],
+        lengths=[len(completion) for completion in completions] if lengths is None else lengths,
         truncated=[False] * len(completions),
-        max_length=64,
+        max_length=max_length,
+        tokens=None if tokens is None else lambda: tokens,
     )
 
 

@@ -95,6 +95,30 @@ def test_the_time_limit_holds_outside_the_main_thread() -> None:
     assert math.isnan(in_a_thread(lambda: Guard("bad", 5.0).score(lambda: 1 / 0)))
 
 
+def test_a_late_call_in_a_thread_is_interrupted() -> None:
+    """Python code does not run on after its time, in competition with everything else."""
+    ended = threading.Event()
+
+    def slow() -> float:
+        try:
+            return spin()
+        finally:
+            ended.set()
+
+    assert math.isnan(in_a_thread(lambda: Guard("slow", 0.05).score(slow)))
+    assert ended.wait(60)
+
+
+def test_what_a_thread_raises_is_raised() -> None:
+    def caught() -> str:
+        try:
+            return str(limited(lambda: 1 / 0, 5.0))
+        except ZeroDivisionError as error:
+            return str(error)
+
+    assert in_a_thread(caught) == "division by zero"
+
+
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers here")
 def test_an_outer_alarm_goes_on() -> None:
     handler = signal.signal(signal.SIGALRM, lambda *_: None)

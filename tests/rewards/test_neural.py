@@ -231,6 +231,18 @@ def test_a_bad_clip_is_refused() -> None:
             component("reward", "neural", model="x", clip=clip)
 
 
+def test_a_device_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^reward.device: 'gpu' given; allowed: auto, cpu"):
+        component("reward", "neural", model="x", device="gpu")
+    for device in ("auto", "cpu", "cuda:1", "mps"):
+        component("reward", "neural", model="x", device=device)
+
+
+def test_a_device_by_its_number(inputs: Inputs, score: Score, gpt2: str) -> None:
+    reward = component("reward", "neural", model=gpt2, device="cpu:0")
+    assert reward(inputs(COMPLETIONS)).total == score(gpt2)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_missing_gpu_is_refused(inputs: Inputs, gpt2: str) -> None:
     with pytest.raises(ConfigError, match=r"reward.device=cuda: there is no GPU here"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -22,6 +22,9 @@ class RewardInputs:
     truncated: Sequence[bool]
     """True where the completion hit the token limit without an end token."""
     max_length: int
+    """The sampler's token limit."""
+    tokens: Callable[[], Sequence[Sequence[int]]] | None = None
+    """Makes the N lists of token ids, for the reward that needs them."""
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -29,7 +32,11 @@ class RewardInputs:
 
 @dataclass(frozen=True)
 class Scores:
-    """One score per completion (NaN: unscorable), and each part of a mixture on its own."""
+    """One score per completion (NaN: unscorable), and each part of a mixture on its own.
+
+    The parts of a mixture are named by their labels, as its `weights` are; a part that is a mixture
+    too adds its own as outer/inner, which have no weight and are there to be logged.
+    """
 
     total: list[float]
     parts: dict[str, list[float]] = field(default_factory=dict)
@@ -45,3 +52,8 @@ class Reward(ABC):
     @abstractmethod
     def __call__(self, inputs: RewardInputs) -> Scores:
         """Score N completions. What raises or exceeds its time limit is NaN for that sample."""
+
+    def check_limit(self, max_new_tokens: int) -> None:
+        """ValueError, beginning with the setting's name, where a setting does not go with the
+        sampler's token limit."""
+        return

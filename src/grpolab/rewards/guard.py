@@ -2,18 +2,20 @@
 
 The time limit uses SIGALRM in the main thread of a POSIX process: it interrupts Python code, and
 `re` while it backtracks. Elsewhere (Windows, a worker thread) the call runs in a thread of its own,
-which is left behind when its time is up. Neither can stop a long call into other compiled code.
+which is interrupted when its time is up if it runs Python code, and left behind if it does not.
+Neither can stop a long call into other compiled code; a process can be, see `isolated`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 logger = logging.getLogger(__name__)
@@ -124,19 +126,35 @@ def _alarm(seconds: float) -> Iterator[list[bool]]:
 def _in_thread(call: Callable[[], T], seconds: float) -> T:
     results: list[T] = []
     errors: list[BaseException] = []
+    ended: list[bool] = []
+    ending = threading.Lock()
 
     def run() -> None:
-        try:
-            results.append(call())
-        except BaseException as error:
-            errors.append(error)
+        with suppress(TimeLimitExceeded):  # it may ring once the call is over
+            try:
+                results.append(call())
+            except BaseException as error:
+                errors.append(error)
+            with ending:
+                ended.append(True)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
     if results:
         return results[0]
-    raise errors[0] if errors else TimeLimitExceeded(_message(seconds))
+    if errors:
+        raise errors[0]
+    with ending:  # the thread cannot end here, so its number is still its own
+        if not ended:
+            _interrupt(thread)
+    raise TimeLimitExceeded(_message(seconds))
+
+
+def _interrupt(thread: threading.Thread) -> None:
+    """Raise TimeLimitExceeded in a thread, at the next step of its Python code."""
+    number = ctypes.c_ulong(thread.ident or 0)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(number, ctypes.py_object(TimeLimitExceeded))
 
 
 def _message(seconds: float) -> str:

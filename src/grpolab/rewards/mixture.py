@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from grpolab.objective.settings import setting
 from grpolab.rewards.base import Reward, RewardInputs, Scores
@@ -19,18 +19,22 @@ class Mixture(Reward):
     """R = Σ_k weight_k · R_k, and the unweighted R_k as parts.
 
     A part is {name: a reward, weight: a number (1), and that reward's settings}. What is unscorable
-    (NaN) in a part is unscorable in the sum, since a missing term would look like a score of 0; a
-    part with weight 0 is scored and logged, and touches the sum in no way. The parts of a mixture
-    inside a mixture are named outer/inner.
+    (NaN) in a part is unscorable in the sum, since a missing term would look like a score of 0;
+    TRL and ms-swift sum what there is (`missing` skip). A part with weight 0 is scored and logged,
+    and touches the sum in no way.
 
     Summing before the advantage normalises is this class; normalising each part first is the
-    advantage `gdpo`, which reads the parts.
+    advantage `gdpo`, which reads the parts and `weights`: one for each label. The parts of a
+    mixture inside a mixture are logged as outer/inner and have no weight of their own.
     """
 
     name: ClassVar[str] = "mixture"
 
     parts: dict[str, dict[str, Any]] = setting(
         MISSING, "Label → {name: a reward, weight: 1, its settings}."
+    )
+    missing: Literal["unscorable", "skip"] = setting(
+        "unscorable", "The sum where a part is unscorable; skip: of the other parts, if any."
     )
 
     def __post_init__(self) -> None:
@@ -41,6 +45,9 @@ class Mixture(Reward):
         taken = {"mean", "std", "zero_std_share", "unscorable_share"} & set(self.parts)
         if taken:  # reward/<part> is logged beside these
             raise ValueError(f"parts.{min(taken)}: a metric's own name; allowed: any other label.")
+        slashed = [label for label in self.parts if "/" in label]
+        if slashed:  # outer/inner is the part of a part
+            raise ValueError(f"parts.{slashed[0]}: has a slash; allowed: a label without one.")
 
     @cached_property
     def weights(self) -> dict[str, float]:
@@ -51,18 +58,35 @@ class Mixture(Reward):
     def _rewards(self) -> dict[str, Reward]:
         return {label: _reward(label, part) for label, part in self.parts.items()}
 
+    def check_limit(self, max_new_tokens: int) -> None:
+        """Refuses what a part refuses."""
+        for label, reward in self._rewards.items():
+            try:
+                reward.check_limit(max_new_tokens)
+            except ValueError as error:
+                raise ValueError(f"parts.{label}.{error}") from error
+
     def __call__(self, inputs: RewardInputs) -> Scores:
         """The weighted sum for each of the N completions, and all parts."""
-        total = [0.0] * len(inputs)
+        weighted: list[list[float]] = []
         parts: dict[str, list[float]] = {}
         for label, reward in self._rewards.items():
             scores, weight = reward(inputs), self.weights[label]
             parts[label] = scores.total
             parts |= {f"{label}/{inner}": values for inner, values in scores.parts.items()}
             if weight:
-                added = zip(total, scores.total, strict=True)
-                total = [so_far + weight * score for so_far, score in added]
-        return Scores(total, parts)
+                weighted.append([weight * score for score in scores.total])
+        return Scores([self._sum(terms) for terms in _rows(weighted, len(inputs))], parts)
+
+    def _sum(self, terms: Sequence[float]) -> float:
+        there = [term for term in terms if not math.isnan(term)]
+        if len(there) < len(terms) and (self.missing == "unscorable" or not there):
+            return math.nan
+        return float(sum(there))
+
+
+def _rows(columns: list[list[float]], count: int) -> list[tuple[float, ...]]:
+    return list(zip(*columns, strict=True)) if columns else [()] * count
 
 
 def _weight(label: str, part: Mapping[str, Any]) -> float:

@@ -44,12 +44,19 @@ class Neural(Reward):
     clip: list[float] | None = setting(None, "[low, high] of the score; null: not clipped.")
     batch_size: int = setting(16, "Completions in one forward pass.", ge=1)
     max_length: int | None = setting(None, "Longest input in tokens; null: the model's own.", ge=1)
-    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto: cuda where there is one.")
+    device: str = setting("auto", "auto: cuda where there is one; or cpu, cuda, cuda:1, mps, …")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the weights.")
 
     def __post_init__(self) -> None:
         if self.clip is not None and (len(self.clip) != 2 or not self.clip[0] < self.clip[1]):
             raise ValueError(f"clip: {self.clip} is not allowed; allowed: [low, high], low < high")
+        if self.device != "auto":
+            try:
+                torch.device(self.device)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"device: {self.device!r} given; allowed: auto, cpu, cuda, cuda:1, mps, …"
+                ) from error
 
     def __call__(self, inputs: RewardInputs) -> Scores:
         """One score for each of the N completions."""
@@ -204,9 +211,11 @@ def _device(wanted: str) -> str:
     from grpolab.component import ConfigError
 
     cuda = torch.cuda.is_available()
-    if wanted == "cuda" and not cuda:
-        raise ConfigError("reward.device=cuda: there is no GPU here; allowed: auto, cpu")
-    return wanted if wanted != "auto" else "cuda" if cuda else "cpu"
+    if wanted == "auto":
+        return "cuda" if cuda else "cpu"
+    if wanted.startswith("cuda") and not cuda:
+        raise ConfigError(f"reward.device={wanted}: there is no GPU here; allowed: auto, cpu")
+    return wanted
 
 
 def _check_label(settings: Neural, labels: int) -> None:

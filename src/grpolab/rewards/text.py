@@ -67,11 +67,11 @@ class ExactMatch(TextReward):
 
 @dataclass(frozen=True)
 class Numeric(TextReward):
-    """1.0 where the completion's number x is the gold number g: |x − g| ≤ max(absolute,
-    relative·|g|), else 0.0.
+    """1.0 where |x − g| ≤ max(absolute, relative·|g|), else 0.0.
 
-    Numbers are parsed by `grpolab.tasks.numbers`, never evaluated. A completion without a number
-    scores 0.0; a gold answer without one is unscorable (NaN).
+    x is the completion's number and g the gold number. Numbers are parsed by
+    `grpolab.tasks.numbers`, never evaluated. A completion without a number scores 0.0; a gold
+    answer without one is unscorable (NaN).
     """
 
     name: ClassVar[str] = "numeric"

@@ -1,0 +1,46 @@
+"""A penalty for completions that say the same thing again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from grpolab.objective.settings import setting
+from grpolab.rewards.base import Reward, RewardInputs, Scores
+
+
+@dataclass(frozen=True)
+class Repetition(Reward):
+    """penalty·(1 − distinct n-grams / all n-grams), and 0 with fewer than n words.
+
+    After arXiv 2502.03373 (appendix C.2). With n = 1 and three words, "a b a" has 2 distinct of 3
+    and scores −1/3 at the default penalty.
+
+    The n-grams are of words (`of` words: split at white space, lower-cased), as in open-r1 and
+    ms-swift, or of token ids (`of` tokens, the end token included), as in TRL, whose score depends
+    on the tokenizer and on no language. ms-swift can cut Chinese into words with a package of its
+    own; split at white space, Chinese is one word and scores 0.
+    """
+
+    name: ClassVar[str] = "repetition"
+
+    n: int = setting(3, "Length of an n-gram.", ge=1)
+    penalty: float = setting(-1.0, "Score that a completion of one n-gram tends to.", le=0)
+    of: Literal["words", "tokens"] = setting("words", "What an n-gram is made of.")
+
+    def __call__(self, inputs: RewardInputs) -> Scores:
+        """One score for each of the N completions; ValueError without the tokens it needs."""
+        if self.of == "words":
+            return Scores([self._penalty(text.lower().split()) for text in inputs.completions])
+        if inputs.tokens is None:
+            raise ValueError("reward.of: tokens given, and the inputs hold none; allowed: words.")
+        return Scores([self._penalty(tokens) for tokens in inputs.tokens()])
+
+    def _penalty(self, items: Sequence[Hashable]) -> float:
+        count = len(items) - self.n + 1
+        if count < 1:
+            return 0.0
+        distinct = len({tuple(items[start : start + self.n]) for start in range(count)})
+        # Not −0.0 for a completion without a repetition.
+        return self.penalty * (1 - distinct / count) if distinct < count else 0.0
