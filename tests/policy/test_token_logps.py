@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from grpolab.policy.policy import Policy, TokenLogps, join_rows
+from grpolab.component import component
+from grpolab.policy.policy import Policy, TokenLogps, entropies, join_rows
 from grpolab.rollouts import Rollouts
 
 if TYPE_CHECKING:
@@ -85,6 +87,127 @@ def test_gradient_is_that_of_the_plain_log_probs(policy: Policy) -> None:
     norm = torch.cat([g.flatten() for g in plain]).norm()
     gap = torch.cat([(a - b).flatten() for a, b in zip(ours, plain, strict=True)]).norm()
     assert float(gap / norm) < 1e-5
+
+
+# -- on a part of the vocabulary ---------------------------------------------------------------
+
+
+def matched(**settings: Any) -> Any:
+    flags = {"match_temperature": True, "match_support": True}
+    return component("sampler", "static", **{"temperature": 0.8, "top_k": 5, **flags, **settings})
+
+
+def alone(policy: Policy, rollouts: Rollouts, row: int) -> tuple[Tensor, Tensor]:
+    """(log-probs [t, V] over the tempered top five and the sampled token, over all) of one row."""
+    prompt, completion = lab.sequence(rollouts, row)
+    logits = lab.plain_logits(policy.model, prompt, completion) / 0.8
+    sampled = torch.tensor(completion, dtype=torch.long).unsqueeze(1)
+    order = logits.detach().sort(dim=-1, descending=True).values
+    kept = (logits >= order[:, 4:5]).scatter(1, sampled, True)
+    return logits.masked_fill(~kept, -torch.inf).log_softmax(-1), logits.log_softmax(-1)
+
+
+def of_tokens(logps: Tensor, rollouts: Rollouts, row: int) -> Tensor:
+    tokens = rollouts.completion_ids[row][rollouts.mask[row]]
+    return logps.gather(1, tokens.unsqueeze(1)).squeeze(1)
+
+
+@pytest.mark.parametrize(("width", "prompt_width"), [(12, 9), (33, 17)])
+def test_on_a_support_equal_to_each_sequence_alone(
+    policy: Policy, width: int, prompt_width: int
+) -> None:
+    rollouts = lab.made_up_rollouts(
+        PROMPTS, LENGTHS, group_size=2, width=width, prompt_width=prompt_width
+    )
+    with torch.no_grad():
+        found = score(
+            policy, rollouts, evaluate=matched().evaluate, collision=True, keep_logits=True
+        )
+        assert found.whole is not None
+        assert found.collision is not None
+        assert found.logits is not None
+        outside = 0
+        for row in range(len(rollouts)):
+            mask = rollouts.mask[row]
+            kept, whole = alone(policy, rollouts, row)
+            pi = kept.exp()
+            expected = {
+                "logps": of_tokens(kept, rollouts, row),
+                "whole": of_tokens(whole, rollouts, row),
+                "entropy": -torch.where(pi > 0, pi * kept, 0.0).sum(-1),
+                "collision": pi.square().sum(-1),
+            }
+            for name, value in expected.items():
+                one = getattr(found, name)[row][mask]
+                torch.testing.assert_close(one, value, atol=1e-5, rtol=1e-5)
+            logps = found.logits[row][mask].log_softmax(-1)
+            torch.testing.assert_close(logps, whole, atol=1e-4, rtol=1e-4)
+            outside += int(((kept > -torch.inf).sum(-1) > 5).sum())
+        assert outside > 0  # tokens that only their being sampled keeps in
+        assert found.kl_logps is found.whole
+
+
+def test_on_a_support_rows_may_be_split_as_they_like(policy: Policy) -> None:
+    rollouts = lab.made_up_rollouts(PROMPTS, LENGTHS, group_size=2)
+    with torch.no_grad():
+        found = score(policy, rollouts, evaluate=matched().evaluate)
+        for rows in ([0], [1, 5], [2, 3, 4]):
+            width = max(1, int(rollouts.lengths[rows].max()))
+            part = policy.token_logps(
+                rollouts.prompt_ids[rows],
+                rollouts.prompt_lengths[rows],
+                rollouts.completion_ids[rows][:, :width],
+                rollouts.mask[rows][:, :width],
+                evaluate=matched().evaluate,
+            )
+            mask = rollouts.mask[rows][:, :width]
+            for name in ("logps", "kl_logps", "entropy"):
+                a, b = getattr(part, name), getattr(found, name)[rows][:, :width]
+                torch.testing.assert_close(a[mask], b[mask], atol=1e-5, rtol=1e-5)
+
+
+def test_on_a_support_gradient_is_that_of_the_renormalised_log_probs(policy: Policy) -> None:
+    rollouts = lab.made_up_rollouts(PROMPTS, LENGTHS, group_size=2)
+    source = torch.Generator().manual_seed(1)
+    weights = torch.randn((2, *rollouts.mask.shape), generator=source)
+    parameters = list(policy.trainable().values())
+    found = score(policy, rollouts, evaluate=matched().evaluate)
+    assert not found.entropy.requires_grad
+    both = torch.stack([found.logps, found.kl_logps])
+    ours = torch.autograd.grad((both * weights)[:, rollouts.mask].sum(), parameters)
+    total = torch.zeros(())
+    for row in range(len(rollouts)):
+        for weight, logps in zip(weights, alone(policy, rollouts, row), strict=True):
+            chosen = of_tokens(logps, rollouts, row)
+            total = total + (chosen * weight[row][rollouts.mask[row]]).sum()
+    plain = torch.autograd.grad(total, parameters)
+    norm = torch.cat([g.flatten() for g in plain]).norm()
+    gap = torch.cat([(a - b).flatten() for a, b in zip(ours, plain, strict=True)]).norm()
+    assert float(gap / norm) < 1e-5
+
+
+def test_a_whole_support_is_one_tensor(policy: Policy) -> None:
+    rollouts = lab.made_up_rollouts(PROMPTS, LENGTHS, group_size=2)
+    with torch.no_grad():
+        plain = score(policy, rollouts)
+        for sampler in (matched(top_k=0, temperature=1.0), matched(match_temperature=False)):
+            whole = score(policy, rollouts, evaluate=sampler.evaluate_whole)
+            assert torch.equal(whole.logps, plain.logps)
+            assert whole.whole is None
+            assert whole.kl_logps is whole.logps
+        tempered = score(policy, rollouts, evaluate=matched(top_k=0).evaluate)
+        assert tempered.whole is None
+        assert not torch.equal(tempered.logps[rollouts.mask], plain.logps[rollouts.mask])
+
+
+def test_entropy_of_what_is_left_out() -> None:
+    # One of two equal tokens: log 2; one alone: 0. −inf · 0 must not be NaN
+    logits = torch.tensor([[[1.0, 1.0, -torch.inf], [0.3, -torch.inf, -torch.inf]]])
+    found = entropies(logits, logits.logsumexp(-1))
+    assert found.tolist() == [[pytest.approx(0.6931472), pytest.approx(0.0, abs=1e-7)]]
+
+
+# -- rows --------------------------------------------------------------------------------------
 
 
 def test_only_empty_completions(policy: Policy) -> None:

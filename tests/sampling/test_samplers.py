@@ -1,4 +1,4 @@
-"""Both samplers draw from the same distribution, say so truthfully, and leave no trace."""
+"""Every sampler draws from the same distribution, says so truthfully, and leaves no trace."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from grpolab.component import component
+from grpolab.component import component, names
 from grpolab.policy.policy import Policy
 from grpolab.sampling import static
 from grpolab.sampling.base import Draw, Samples, choose, finish, keep_top_p, pad_left
@@ -32,6 +32,7 @@ else:
 
 PROMPTS = ["47+85=", "3+4=", "99+1=", "7+60="]
 FAMILIES = ["tiny", "Llama", "Qwen2", "GPT2", "Mistral", "Gemma2"]
+SAMPLERS = names("sampler")
 ALPHA = 1e-3
 DRAWS = 2000
 
@@ -104,7 +105,7 @@ WARPED: list[tuple[dict[str, Any], list[Any]]] = [
 # -- log-probs ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["static", "hf"])
+@pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize(("settings", "warpers"), WARPED)
 def test_log_probs_are_those_of_transformers_own_warpers(
     policy: Policy, name: str, settings: dict[str, Any], warpers: list[Any]
@@ -117,7 +118,7 @@ def test_log_probs_are_those_of_transformers_own_warpers(
     torch.testing.assert_close(found.policy_logps, plain, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["static", "hf"])
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_log_probs_are_those_of_the_trainer(policy: Policy, name: str) -> None:
     found = sample(policy, name, temperature=0.8)
     encoded = [p for p in policy.encoder.encode(PROMPTS) for _ in range(4)]
@@ -147,7 +148,8 @@ def greedy_alone(policy: Policy, prompt: list[int], tokens: int) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("name", "compact_below"), [("hf", 0.75), ("static", 0.0), ("static", 0.75), ("static", 1.0)]
+    ("name", "compact_below"),
+    [("hf", 0), ("continuous", 0), ("static", 0.0), ("static", 0.75), ("static", 1.0)],
 )
 def test_greedy_is_generate_of_each_prompt_alone(
     policy: Policy, name: str, compact_below: float, monkeypatch: pytest.MonkeyPatch
@@ -163,16 +165,17 @@ def test_greedy_is_generate_of_each_prompt_alone(
             assert bool(found.truncated[twin]) == (not set(expected) & set(policy.end_ids))
 
 
+@pytest.mark.parametrize("name", ["hf", "continuous"])
 @pytest.mark.parametrize("greedy", [True, False])
-def test_defaults_of_the_model_folder_play_no_part(greedy: bool, tmp_path: Path) -> None:
+def test_defaults_of_the_model_folder_play_no_part(name: str, greedy: bool, tmp_path: Path) -> None:
     folder = lab.random_model(tmp_path, "Llama")
     policy = lab.policy_of(lab.run_of(f"model.name={folder}"))
-    before = sample(policy, "hf", greedy=greedy)
+    before = sample(policy, name, greedy=greedy)
     own = GenerationConfig(
         eos_token_id=2, repetition_penalty=3.0, temperature=0.1, min_p=0.5, no_repeat_ngram_size=1
     )
     policy.model.generation_config = own
-    after = sample(policy, "hf", greedy=greedy)
+    after = sample(policy, name, greedy=greedy)
     assert torch.equal(before.completion_ids, after.completion_ids)
     assert policy.model.generation_config is own
 
@@ -211,11 +214,12 @@ def p_value(first: list[str], second: list[str]) -> float:
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.7, "top_k": 10}], ids=str)
-def test_static_and_hf_draw_from_one_distribution(tiny: Policy, settings: dict[str, Any]) -> None:
+def test_every_sampler_draws_from_one_distribution(tiny: Policy, settings: dict[str, Any]) -> None:
     ours = features(tiny, "static", 11, **settings)
-    theirs = features(tiny, "hf", 12, **settings)
-    for name in ours:
-        assert p_value(ours[name], theirs[name]) > ALPHA, name
+    for other in set(SAMPLERS) - {"static"}:
+        theirs = features(tiny, other, 12, **settings)
+        for name in ours:
+            assert p_value(ours[name], theirs[name]) > ALPHA, (other, name)
 
 
 def test_the_comparison_would_notice_a_wrong_temperature(tiny: Policy) -> None:
@@ -224,12 +228,13 @@ def test_the_comparison_would_notice_a_wrong_temperature(tiny: Policy) -> None:
         assert p_value(right[name], wrong[name]) < ALPHA, name
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("settings", [{}, {"temperature": 2.0, "min_p": 0.02}], ids=str)
 def test_frequencies_of_tokens_are_their_probabilities(
-    settings: dict[str, Any], tmp_path: Path
+    name: str, settings: dict[str, Any], tmp_path: Path
 ) -> None:
     policy = lab.family(tmp_path, "Llama")
-    found = sample(policy, prompts=PROMPTS[:1], samples=4000, max_new_tokens=1, **settings)
+    found = sample(policy, name, prompts=PROMPTS[:1], samples=4000, max_new_tokens=1, **settings)
     tokens = found.completion_ids[:, 0]
     logps = dict(zip(tokens.tolist(), found.sampler_logps[:, 0].tolist(), strict=True))
     likely = [t for t, logp in logps.items() if np.exp(logp) * 4000 >= 10]
@@ -280,7 +285,7 @@ def test_noise_belongs_to_the_place_and_not_to_the_neighbours(tiny: Policy) -> N
     assert rows(["10+20=", "47+85="], 0) != alone
 
 
-@pytest.mark.parametrize("name", ["static", "hf"])
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_same_stream_same_samples_and_no_trace(tiny: Policy, name: str) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -301,7 +306,7 @@ def test_the_completions_of_a_prompt_differ(tiny: Policy) -> None:
     assert len(set(tiny.encoder.decode(found.completion_ids, found.mask))) > 4
 
 
-@pytest.mark.parametrize("name", ["static", "hf"])
+@pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("limit", [1, 2, 7])
 def test_the_token_limit(tiny: Policy, name: str, limit: int) -> None:
     found = sample(tiny, name, max_new_tokens=limit)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,15 +43,29 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 @dataclass
 class TokenLogps:
-    """What a forward pass over given tokens yields; [n, T] each, float32 at least."""
+    """What a forward pass over given tokens yields; [n, T] each, float32 at least. All but
+    `whole` and `logits` are of the distribution evaluated, π."""
 
     logps: Tensor
     entropy: Tensor
-    """Of the whole distribution at each position; no gradient."""
+    """Of π at each position; no gradient."""
     logits: Tensor | None = None
-    """[n, T, V], only where asked for."""
+    """[n, T, V] over the whole vocabulary, only where asked for."""
     collision: Tensor | None = None
     """[n, T] Σ_v π(v)², only where asked for; no gradient."""
+    whole: Tensor | None = None
+    """Log-probs over the whole vocabulary where π keeps a part of it; None: `logps` are that."""
+
+    @property
+    def kl_logps(self) -> Tensor:
+        """[n, T] log-probs over the whole vocabulary, which the KL compares with the
+        reference's."""
+        return self.logps if self.whole is None else self.whole
+
+
+Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(logits [n, T, V], tokens [n, T]) → (logits of the distribution evaluated, the same over the
+whole vocabulary): one tensor where nothing is left out."""
 
 
 class Encoder:
@@ -175,6 +189,7 @@ class Policy:
         model: Any = None,
         keep_logits: bool = False,
         collision: bool = False,
+        evaluate: Evaluate | None = None,
     ) -> TokenLogps:
         """Log-probabilities of the completions' tokens; gradients flow where enabled.
 
@@ -189,6 +204,7 @@ class Policy:
             model: whose; the trained policy's by default.
             keep_logits: return [n, T, V] as well.
             collision: return Σ_v π(v)² at each position as well.
+            evaluate: which distribution is evaluated; softmax(logits) by default.
         """
         ids, positions = join_rows(prompt_ids, prompt_lengths, completion_ids, mask, self.pad_id)
         # Waits for the device once per micro-batch, and spares the logits of whole prompts
@@ -200,13 +216,20 @@ class Policy:
         # position t of a completion is predicted from the token before it: [n, T, V]
         index = (positions - 1 - first).unsqueeze(-1).expand(-1, -1, output.logits.shape[-1])
         logits = output.logits.gather(1, index).to(torch.promote_types(self.dtype, torch.float32))
-        normaliser = logits.logsumexp(dim=-1)
-        chosen = logits.gather(-1, completion_ids.unsqueeze(-1)).squeeze(-1)
-        entropy = entropies(logits.detach(), normaliser.detach())
+        evaluated, whole = (
+            (logits, logits) if evaluate is None else evaluate(logits, completion_ids)
+        )
+        normaliser = evaluated.logsumexp(dim=-1)
         squares = None
         if collision:  # Σ π² = exp(logsumexp(2z) − 2·logsumexp(z))
-            squares = ((2 * logits.detach()).logsumexp(dim=-1) - 2 * normaliser.detach()).exp()
-        return TokenLogps(chosen - normaliser, entropy, logits if keep_logits else None, squares)
+            squares = ((2 * evaluated.detach()).logsumexp(dim=-1) - 2 * normaliser.detach()).exp()
+        return TokenLogps(
+            picked(evaluated, completion_ids) - normaliser,
+            entropies(evaluated.detach(), normaliser.detach()),
+            whole if keep_logits else None,
+            squares,
+            None if evaluated is whole else picked(whole, completion_ids) - whole.logsumexp(dim=-1),
+        )
 
     def save(self, folder: Path) -> None:
         """Exports model and tokenizer: `AutoModelForCausalLM.from_pretrained(folder)` loads it."""
@@ -217,15 +240,21 @@ class Policy:
         self.encoder.tokenizer.save_pretrained(folder)
 
 
+def picked(logits: Tensor, tokens: Tensor) -> Tensor:
+    """[n, T] the logits [n, T, V] of tokens [n, T]."""
+    return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
 ENTROPY_CHUNK = 2**24  # logits whose probabilities are held at once
 
 
 def entropies(logits: Tensor, normaliser: Tensor) -> Tensor:
     """[n, T] entropy of softmax(logits [n, T, V]) given its logsumexp [n, T], some rows at a time:
-    all at once would double the memory of the logits."""
+    all at once would double the memory of the logits. A logit of −inf adds nothing."""
     rows = max(1, ENTROPY_CHUNK // max(1, logits[0].numel()))
+    lowest = torch.finfo(logits.dtype).min  # times a probability of 0, where −inf would give NaN
     parts = [
-        z - ((part - z.unsqueeze(-1)).exp() * part).sum(dim=-1)
+        z - ((part - z.unsqueeze(-1)).exp() * part.clamp(min=lowest)).sum(dim=-1)
         for part, z in zip(torch.split(logits, rows), torch.split(normaliser, rows), strict=True)
     ]
     return torch.cat(parts)

@@ -1,4 +1,5 @@
-"""What a sampler is: prompts in, G completions each out, with the log-probs they were drawn at."""
+"""What a sampler is: prompts in, G completions each out, with the log-probs they were drawn at;
+and the distribution the trainer evaluates those completions under."""
 
 from __future__ import annotations
 
@@ -34,16 +35,42 @@ class Samples:
     mask: Tensor
     """[N, T] bool"""
     truncated: Tensor
-    """[N] bool: no end token within the limit."""
+    """[N] bool: neither an end token nor a stop string within the limit."""
     sampler_logps: Tensor
     """[N, T] under the distribution sampled from (0 where greedy)."""
     policy_logps: Tensor
-    """[N, T] under the untempered, untruncated policy."""
+    """[N, T] under the distribution the trainer evaluates (`Sampler.evaluate`): by default the
+    untempered policy over the whole vocabulary."""
 
 
 @dataclass(frozen=True)
 class Sampler(ABC):
-    """Base: the settings all samplers share."""
+    """Base: the settings all samplers share, and the distribution the trainer evaluates.
+
+    The distribution sampled from is softmax(z / temperature) after the filters, in the order of
+    Transformers' `generate`, each on what those before it left: top-k, then top-p, then min-p.
+    Ties at the k-th place all stay; the likeliest token always does.
+
+    stop: a completion ends with the token that completes a stop string. The token stays, whole,
+    even where text follows the string inside it: the trainer sees what was sampled. The text
+    searched is the completion's alone (a string that begins in the prompt does not count), special
+    tokens included, so that "<|im_end|>" can be one. Such a completion counts as ended, not as
+    truncated.
+
+    What the trainer evaluates (log-probs, ratios, entropy), z its own current logits:
+        default: softmax(z), the policy itself, whatever it was sampled at. Its ratio to the
+            sampler's distribution is what `correction` weighs.
+        match_temperature: softmax(z / temperature), the reference and the KL included. TRL and verl
+            do so, without a choice.
+        match_support: softmax over the tokens that the filters keep. They are applied anew to the
+            trainer's logits over the temperature, and the sampled token is kept whatever they say.
+            The gradient runs through the renormalised log-softmax; which tokens are kept has none.
+            KL and reference stay on the whole vocabulary. NeMo-RL recomputes the support so; slime
+            stores the sampler's; Unsloth restricts it too; TRL and verl do not (TRL issue 6789).
+            Without top_k, top_p and min_p it changes nothing.
+    With both, log-probs of unchanged weights are those the sampler drew at. After updates a token
+    can leave the trainer's support: being kept, its log-prob stays finite.
+    """
 
     group: ClassVar[str] = "sampler"
     name: ClassVar[str]
@@ -56,23 +83,50 @@ class Sampler(ABC):
         0.0, "only tokens at least so likely relative to the likeliest; 0: all", ge=0, lt=1
     )
     max_new_tokens: int = setting(64, "token limit of a completion", ge=1)
+    stop: list[str] = setting([], "texts that end a completion; each stays in it")
+    match_temperature: bool = setting(
+        False, "the trainer divides its logits by the temperature too, the reference's included"
+    )
+    match_support: bool = setting(
+        False, "the trainer applies top_k, top_p and min_p to its logits too; the KL does not"
+    )
+
+    def __post_init__(self) -> None:
+        if "" in self.stop:
+            raise ValueError(f"stop: {self.stop} given; allowed: texts of one character or more.")
 
     @abstractmethod
     def __call__(self, policy: Policy, prompts: Sequence[Sequence[int]], draw: Draw) -> Samples:
         """Completions of each prompt's tokens."""
 
     @property
+    def truncates(self) -> bool:
+        """Whether some tokens cannot be drawn."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+    @property
     def plain(self) -> bool:
         """Whether the distribution sampled from is the policy itself."""
-        whole = self.top_k == 0 and self.top_p == 1 and self.min_p == 0
-        return whole and self.temperature == 1
+        return not self.truncates and self.temperature == 1
+
+    @property
+    def evaluates_policy(self) -> bool:
+        """Whether the trainer evaluates the policy itself."""
+        tempers = self.match_temperature and self.temperature != 1
+        return not tempers and not (self.match_support and self.truncates)
+
+    @property
+    def matched(self) -> bool:
+        """Whether the trainer evaluates the very distribution sampled from."""
+        tempered = self.match_temperature or self.temperature == 1
+        return tempered and (self.match_support or not self.truncates)
 
     def warp(self, logits: Tensor) -> Tensor:
-        """Logits [n, V] of the distribution sampled from, float32: temperature, then top-k,
-        top-p and min-p in the order of Transformers' `generate`."""
-        logits = logits.float() / self.temperature
+        """Logits [..., V] of the distribution sampled from, float32 at least, −inf where a token
+        cannot be drawn."""
+        logits = precise(logits) / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
-            kth = logits.topk(self.top_k, dim=-1).values[:, -1:]
+            kth = logits.topk(self.top_k, dim=-1).values[..., -1:]
             logits = logits.masked_fill(logits < kth, -torch.inf)
         if self.top_p < 1:
             logits = keep_top_p(logits, self.top_p)
@@ -82,13 +136,51 @@ class Sampler(ABC):
             logits = logits.masked_fill(probabilities < floor, -torch.inf)
         return logits
 
+    def evaluate(self, logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits the trainer evaluates, the same over the whole vocabulary) [..., V] each; one
+        tensor where the support is whole. The gradient of `logits` runs through both.
+
+        Args:
+            logits: [..., V].
+            tokens: [...], the sampled ones.
+        """
+        whole, _ = self.evaluate_whole(logits, tokens)
+        if not (self.match_support and self.truncates):
+            return whole, whole
+        return whole.masked_fill(self.outside(logits, tokens), -torch.inf), whole
+
+    def evaluate_whole(self, logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with the whole vocabulary as support, for the reference."""
+        logits = precise(logits)
+        if self.match_temperature and self.temperature != 1:
+            logits = logits / self.temperature
+        return logits, logits
+
+    @torch.no_grad()
+    def outside(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """[..., V] bool: where the filters leave nothing, the tokens [...] themselves excepted.
+        Some rows at a time, since sorting takes several times the memory of the logits."""
+        flat = logits.detach().reshape(-1, logits.shape[-1])
+        rows = max(1, FILTERED_AT_ONCE // logits.shape[-1])
+        parts = [self.warp(part) == -torch.inf for part in flat.split(rows)]
+        outside = torch.cat(parts).reshape(logits.shape)
+        return outside.scatter(-1, tokens.unsqueeze(-1), False)
+
+
+FILTERED_AT_ONCE = 2**24  # logits
+
+
+def precise(logits: Tensor) -> Tensor:
+    """Logits in float32 at least."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
 
 def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
     """Masks all but the smallest set of likeliest tokens whose probability reaches top_p."""
     ordered, order = logits.sort(dim=-1, descending=False)
     below = ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
-    below[:, -1] = False  # the likeliest token always stays
-    return logits.masked_fill(below.scatter(1, order, below), -torch.inf)
+    below[..., -1] = False  # the likeliest token always stays
+    return logits.masked_fill(below.scatter(-1, order, below), -torch.inf)
 
 
 def choose(logits: Tensor, uniforms: Tensor) -> Tensor:
@@ -106,14 +198,22 @@ def choose(logits: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def token_logp(logits: Tensor, tokens: Tensor) -> Tensor:
-    """[n] log-probability of tokens [n] under softmax(logits [n, V])."""
-    logits = logits.float()
-    return logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - logits.logsumexp(dim=-1)
+    """[...] log-probability of tokens [...] under softmax(logits [..., V])."""
+    logits = precise(logits)
+    return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(dim=-1)
 
 
-def finish(ids: Tensor, end_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """(mask [N, T] up to and including the first end token, truncated [N])."""
+def finish(ids: Tensor, end_ids: Tensor, stopped: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(mask [N, T] up to and including each row's end, truncated [N]: rows without one).
+
+    Args:
+        ids: [N, T].
+        end_ids: tokens that end a completion.
+        stopped: [N] place of the token that completes a stop string, −1 where none does.
+    """
     ends = torch.isin(ids, end_ids)
+    if stopped is not None:
+        ends |= torch.arange(ids.shape[1], device=ids.device) == stopped.unsqueeze(1)
     before = ends.long().cumsum(dim=1) - ends.long()  # ends strictly before a position
     return before == 0, ~ends.any(dim=1)
 

@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from grpolab.policy.policy import Policy
 from grpolab.rng import generator
 from grpolab.sampling.base import Draw, Sampler, Samples, choose, finish, pad_left, token_logp
+from grpolab.sampling.stops import Stops
 
 COMPACT_BELOW = 0.75  # rows alive / rows run, below which the batch is rebuilt without the rest
 CHECK_EVERY = {"cpu": 1}  # elsewhere asking how many rows are alive waits for the device: every 8
@@ -103,10 +104,15 @@ class _Decoding:
         self.padded = bool((mask == 0).any())
         self.end_ids = torch.tensor(policy.end_ids, device=self.device)
         self.ids = torch.full((n, width), policy.pad_id, device=self.device)
-        self.logps = torch.zeros((n, width), device=self.device)
-        self.policy_logps = torch.zeros((n, width), device=self.device)
+        dtype = torch.promote_types(policy.dtype, torch.float32)
+        self.logps = torch.zeros((n, width), dtype=dtype, device=self.device)
+        self.policy_logps = torch.zeros_like(self.logps)
         self.rows = torch.arange(n, device=self.device)  # output row of each running row
         self.alive = torch.ones(n, dtype=torch.bool, device=self.device)
+        self.stops: Stops | None = None
+        if sampler.stop:
+            self.stops = Stops(sampler.stop, policy.encoder.tokenizer, n)
+        self.searched = 0  # tokens of every running row that were searched for stop strings
         self.cache = make_cache(policy.sampling_model, ids.shape[1] + width)
 
     def run(self) -> Samples:
@@ -114,14 +120,15 @@ class _Decoding:
         check_every = CHECK_EVERY.get(self.device.type, 8)
         for t in range(self.sampler.max_new_tokens):
             tokens = self._choose(logits, t)
-            if t + 1 == self.sampler.max_new_tokens:
+            last = t + 1 == self.sampler.max_new_tokens
+            if last or (t + 1) % check_every == 0:
+                self._search(t + 1)
+                tokens = tokens if last else self._compact(tokens)
+            if last or not len(tokens):
                 break
-            if (t + 1) % check_every == 0:
-                tokens = self._compact(tokens)
-                if not len(tokens):
-                    break
             logits = self._decode(tokens, t)
-        mask, truncated = finish(self.ids, self.end_ids)
+        stopped = None if self.stops is None else self.stops.places(self.device)
+        mask, truncated = finish(self.ids, self.end_ids, stopped)
         width = int(mask.sum(dim=1).max())
         mask = mask[:, :width]
         return Samples(
@@ -160,13 +167,24 @@ class _Decoding:
             warped = self.sampler.warp(logits)
             tokens = choose(warped, self.uniforms[self.rows, t])
             self.logps[self.rows, t] = token_logp(warped, tokens)
-        if self.sampler.plain and not self.draw.greedy:
+        if self.sampler.matched and not self.draw.greedy:
             self.policy_logps[self.rows, t] = self.logps[self.rows, t]
         else:
-            self.policy_logps[self.rows, t] = token_logp(logits, tokens)
+            evaluated, _ = self.sampler.evaluate(logits, tokens)
+            self.policy_logps[self.rows, t] = token_logp(evaluated, tokens)
         self.ids[self.rows, t] = tokens
         self.alive &= ~torch.isin(tokens, self.end_ids)
         return tokens
+
+    def _search(self, seen: int) -> None:
+        """Ends the rows whose newest tokens, of `seen` in all, complete a stop string."""
+        if self.stops is None:
+            return
+        new = self.ids[self.rows, self.searched : seen].tolist()
+        rows = zip(self.rows.tolist(), new, strict=True)
+        ended = [self.stops.feed(row, tokens) for row, tokens in rows]
+        self.alive &= ~torch.tensor(ended, device=self.device)
+        self.searched = seen
 
     def _compact(self, tokens: Tensor) -> Tensor:
         """Drops finished rows once enough have finished; the tokens of those that go on."""
