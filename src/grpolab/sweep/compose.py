@@ -91,7 +91,8 @@ def expand(command: Command) -> Sweep:
             raise ConfigError(f"{swept[0]}: several values make a sweep; allowed with -m.")
         if not multirun:
             return Sweep([Job(tuple(fixed), compose(fixed))], [], False)
-        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())  # glob
+        # with the configurations at hand, so that clip=glob(*) knows its choices
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         params = base["hydra"]["sweeper"].get("params") or {}
         named = [f"{k}={v}" for k, v in params.items()]
         overrides = parser.parse_overrides([*named, *command.overrides])

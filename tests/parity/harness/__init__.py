@@ -1,0 +1,1 @@
+"""TRL's trainer and ours on the same recorded completions."""
