@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from test_samplers import PROMPTS, sample
 from torch import Tensor
 
 from grpolab.component import ConfigError
@@ -18,8 +17,10 @@ from grpolab.sampling.base import Samples
 
 if TYPE_CHECKING:
     from tests.policy import policies as lab
+    from tests.sampling.draws import PROMPTS, sample
 else:
     import policies as lab
+    from draws import PROMPTS, sample
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +117,8 @@ def test_adapters_take_part(tmp_path: Path) -> None:
     policy = lab.policy_of(lab.run_of(f"model.name={folder}", "+model.lora={r: 4}"))
     with torch.no_grad():
         for parameter in policy.trainable().values():
-            parameter += 0.3 * torch.randn(
-                parameter.shape, generator=torch.Generator().manual_seed(0)
-            )
+            source = torch.Generator().manual_seed(0)
+            parameter.add_(torch.randn(parameter.shape, generator=source), alpha=0.3)
     found = check(policy, PROMPTS, 2)
     with policy.base_weights() as model, torch.no_grad():
         prompt = policy.encoder.encode(PROMPTS[:1])[0]

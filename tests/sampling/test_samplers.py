@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,19 +19,18 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from grpolab.component import component, names
 from grpolab.policy.policy import Policy
 from grpolab.sampling import static
-from grpolab.sampling.base import Draw, Samples, choose, finish, keep_top_p, pad_left
+from grpolab.sampling.base import Samples, choose, finish, keep_top_p, pad_left
 
 if TYPE_CHECKING:
     from tests.policy import policies as lab
+    from tests.sampling.draws import PROMPTS, SAMPLERS, sample
 else:
     import policies as lab
+    from draws import PROMPTS, SAMPLERS, sample
 
-PROMPTS = ["47+85=", "3+4=", "99+1=", "7+60="]
 FAMILIES = ["tiny", "Llama", "Qwen2", "GPT2", "Mistral", "Gemma2"]
-SAMPLERS = names("sampler")
 ALPHA = 1e-3
 DRAWS = 2000
 
@@ -45,23 +43,6 @@ def tiny() -> Policy:
 @pytest.fixture(scope="module", params=FAMILIES)
 def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Policy:
     return lab.family(tmp_path_factory.mktemp(request.param), request.param)
-
-
-def sample(
-    policy: Policy,
-    name: str = "static",
-    *,
-    prompts: Sequence[str] = PROMPTS,
-    samples: int = 4,
-    greedy: bool = False,
-    seed: int = 0,
-    indices: tuple[int, ...] = (0, 0),
-    **settings: Any,
-) -> Samples:
-    sampler = component("sampler", name, **{"max_new_tokens": 20, **settings})
-    draw = Draw(seed, indices, samples, greedy)
-    samples_: Samples = sampler(policy, policy.encoder.encode(prompts), draw)
-    return samples_
 
 
 def warped_logps(policy: Policy, found: Samples, samples: int, warpers: list[Any]) -> torch.Tensor:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_samplers import PROMPTS, SAMPLERS, sample
 from torch import Tensor
 
 from grpolab.component import component
@@ -20,8 +19,10 @@ from grpolab.sampling.base import Sampler, Samples
 
 if TYPE_CHECKING:
     from tests.policy import policies as lab
+    from tests.sampling.draws import PROMPTS, SAMPLERS, sample
 else:
     import policies as lab
+    from draws import PROMPTS, SAMPLERS, sample
 
 P = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
 COMBINATIONS: list[dict[str, Any]] = [

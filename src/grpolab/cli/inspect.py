@@ -3,21 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import MISSING
-from inspect import cleandoc
 from pathlib import Path
-from typing import Any
 
-from grpolab.component import (
-    MODULES,
-    ConfigError,
-    component_class,
-    describe_type,
-    nearest,
-    registry,
-    settings_of,
-    type_hints,
-)
+from grpolab.component import ConfigError, nearest
 
 ANALYZE_KEYS = {
     "sweep": "a sweep's id, or latest (the default)",
@@ -65,52 +53,9 @@ def key_values(arguments: Sequence[str], allowed: dict[str, str]) -> dict[str, s
 
 def list_components(arguments: Sequence[str]) -> int:
     """Prints the catalogue, a group of it, or one entry in full."""
-    words = [a for a in arguments if not a.startswith("-")]
-    if len(words) == 2:
-        print(entry_text(*words))
-        return 0
-    groups = words or list(MODULES)
-    for group in groups:
-        print(group_text(group))
-    return 0
+    from grpolab.cli import catalogue
 
-
-def group_text(group: str) -> str:
-    """A group: each variant's first line, and its settings with defaults."""
-    lines = [f"{group}/"]
-    width = max(map(len, registry(group)))
-    for name, cls in sorted(registry(group).items()):
-        lines.append(f"  {name:<{width}}  {first_line(cls)}")
-        own = ", ".join(f"{k}={default_text(f)}" for k, f in settings_of(cls).items())
-        if own:
-            lines.append(f"  {'':<{width}}    {own}")
-    return "\n".join(lines) + "\n"
-
-
-def entry_text(group: str, name: str) -> str:
-    """One variant in full: its specification, and each setting with type, default and help."""
-
-    cls = component_class(group, name)
-    lines = [f"{group}={name}", "", cleandoc(cls.__doc__ or ""), "", "settings"]
-    for key, item in settings_of(cls).items():
-        kind = describe_type(type_hints(cls)[key])
-        lines.append(f"  {group}.{key} = {default_text(item)}  ({kind}): {item.metadata['help']}")
-    if not settings_of(cls):
-        lines.append("  none")
-    return "\n".join(lines)
-
-
-def first_line(cls: type) -> str:
-    """The first sentence of a class's docstring, as one line."""
-    text = (cls.__doc__ or "").strip().split("\n\n")[0]
-    return " ".join(text.split())
-
-
-def default_text(item: Any) -> str:
-    """A setting's default as YAML writes it."""
-    value = item.default if item.default is not MISSING else item.default_factory()
-    special = {None: "null", True: "true", False: "false"}
-    return special.get(value, str(value)) if isinstance(value, bool | None) else str(value)
+    return catalogue.list_components(arguments)
 
 
 def fetch_model(arguments: Sequence[str]) -> int:

@@ -30,7 +30,7 @@ def at_level(d: Tensor, mask: Tensor, level: Level) -> Tensor:
     if level == "token":
         return d
     whole = d.sum(dim=1, keepdim=True) if level == "sequence_sum" else sequence_mean(d, mask)
-    return valid(whole.expand_as(d), mask)
+    return whole.expand_as(d)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Correction(ABC):
 
     `old_logps` are the trainer's own, of the policy that generated the batch; `sampler_logps` are
     of the distribution that was sampled from, temperature and truncation included. The two differ
-    by numerics (another engine, another precision) or on purpose (a temperature).
+    by numerics (another engine, another precision) or on purpose: a temperature or a truncation
+    that the sampler's match_temperature and match_support do not hand on to the trainer.
 
     log w by level, with d_t = old_t − sampler_t over a sequence's valid tokens:
         token: d_t. The variance is small; biased, since it forgets how a state was reached.

@@ -93,9 +93,9 @@ class CosineLength(Reward):
     the task's own verifier gives at least 0.999; what it cannot score is unscorable here (NaN).
     Lmax is `max_length`; a longer completion scores as one of Lmax tokens, or `exceeded`.
 
-    The defaults are TRL's (there min and max: correct .5 to 1, wrong −1 to −.5, and correctness by
-    math-verify). ms-swift: 1 → .5 and −.5 → 0. The paper: 2 → 1, −10 → 0, and −10 for what reaches
-    Lmax (`exceeded`).
+    The defaults are TRL's, which decides correctness by math-verify; open-r1 has the same ones,
+    counts characters for tokens and lets the cosine rise again beyond Lmax. ms-swift: 1 → .5 and
+    −.5 → 0. The paper: 2 → 1, −10 → 0, and −10 for what reaches Lmax (`exceeded`).
     """
 
     name: ClassVar[str] = "cosine_length"

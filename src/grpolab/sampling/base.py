@@ -162,7 +162,7 @@ class Sampler(ABC):
         Some rows at a time, since sorting takes several times the memory of the logits."""
         flat = logits.detach().reshape(-1, logits.shape[-1])
         rows = max(1, FILTERED_AT_ONCE // logits.shape[-1])
-        parts = [self.warp(part) == -torch.inf for part in flat.split(rows)]
+        parts = [self.warp(part) == -torch.inf for part in torch.split(flat, rows)]
         outside = torch.cat(parts).reshape(logits.shape)
         return outside.scatter(-1, tokens.unsqueeze(-1), False)
 

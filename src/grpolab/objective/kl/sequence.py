@@ -22,7 +22,7 @@ class SequenceK2(ReferenceKL):
     its mean, whose on-policy gradient is exactly that of the sequence's reverse KL, the effect of
     a token on those after it included, which k2 leaves out. The other aggregations weigh the
     sequences anew: seq_mean_token_mean divides each by its length. `clamp` bounds each token's D
-    and each token's part. No trainer surveyed has it.
+    and each token's part. None of the trainers named elsewhere has it.
     """
 
     name: ClassVar[str] = "sequence_k2"
