@@ -32,7 +32,7 @@ demo: $(VENV)/.runtime ## a sweep of 12 runs on the embedded model, with figures
 	$(BIN)/grpolab train experiment=demo output_dir=$(OUT)
 
 test: $(VENV)/.dev ## all tests
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 check: $(VENV)/.dev ## lint, format and types
 	$(BIN)/ruff check .

@@ -69,7 +69,9 @@ class Sampler(ABC):
             stores the sampler's; Unsloth restricts it too; TRL and verl do not (TRL issue 6789).
             Without top_k, top_p and min_p it changes nothing.
     With both, log-probs of unchanged weights are those the sampler drew at. After updates a token
-    can leave the trainer's support: being kept, its log-prob stays finite.
+    can leave the trainer's support: being kept, its log-prob stays finite. A KL weighed by the
+    ratio (weighted_k2, weighted_k3) then divides π over the whole vocabulary by the old policy on
+    its support, as NeMo-RL does: a token's weight begins at the probability that the filters keep.
     """
 
     group: ClassVar[str] = "sampler"
