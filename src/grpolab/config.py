@@ -59,6 +59,9 @@ class Optimizer:
 
     lr: float = setting(1e-6, "peak learning rate", ge=0)
     weight_decay: float = setting(0.0, "decoupled weight decay", ge=0)
+    decay: Literal["all", "matrices"] = setting(
+        "all", "matrices: biases and normalisation layers do not decay, as in TRL"
+    )
     betas: list[float] = setting([0.9, 0.999], "Adam's decay rates", ge=0, lt=1)
     eps: float = setting(1e-8, "Adam's epsilon", gt=0)
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm; .inf: never", gt=0)

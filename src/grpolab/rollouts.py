@@ -42,7 +42,7 @@ class Rollouts:
     sampler_logps: Tensor | None = None
     """[N, T] log-probabilities under the distribution that was sampled from."""
     sampler_policy_logps: Tensor | None = None
-    """[N, T] the same under the distribution the trainer evaluates: by default the policy itself."""
+    """[N, T] under the distribution that the trainer evaluates: by default the policy itself."""
     old_logps: Tensor | None = None
     """[N, T] under the policy that generated the batch, recomputed by the trainer."""
     ref_logps: Tensor | None = None

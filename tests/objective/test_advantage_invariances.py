@@ -286,7 +286,10 @@ def test_identical_rewards_teach_nothing(variant: str, value: float, dtype: torc
     full = alike(value)
     holes = alike(value, 2, 3)
     holes.rewards[0, 2] = holes.rewards[1, 1] = holes.rewards[1, 2] = math.nan
-    for batch in (full, holes, alike(math.nan, 1, 4), alike(value, 3, 1)):
+    levels = alike(value, 3)  # each group's mean rounds in its own way
+    for part in (levels.rewards, levels.other):
+        part *= torch.tensor([[1.0], [3.0], [7.0]], dtype=F64)
+    for batch in (full, holes, levels, alike(math.nan, 1, 4), alike(value, 3, 1)):
         low = batch.every(lambda v: v.to(dtype), FLOATS)
         assert not low(variant).any()
         assert not low(variant, **bare).any()
@@ -309,6 +312,19 @@ def test_a_silent_group_among_others(variant: str, value: float) -> None:
     assert (silent == silent[0]).all()
     assert silent.all()
     close(found[2, 0, 0], silent[0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_part_of_weight_zero_wakes_no_group(seed: int) -> None:
+    rewards, other = torch.randn(
+        2, 3, 5, dtype=F64, generator=torch.Generator().manual_seed(seed)
+    ).unbind()
+    rewards[1] = 0.1
+    found = make("gdpo")(
+        rewards, parts={"a": rewards, "b": other}, part_weights={"a": 1.0, "b": 0.0}
+    )
+    assert not found[1].any()
+    assert found[0].all()
 
 
 @pytest.mark.parametrize("variant", ["global_center", "reinforce_pp", "reinforce_pp floor"])

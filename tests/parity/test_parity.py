@@ -22,6 +22,7 @@ else:
     from harness.cases import CASES
     from harness.compare import Comparison
 
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # among TRL and Transformers
 EQUAL = [case for case in CASES if not case.apart]
 APART = [case for case in CASES if case.apart]
 

@@ -65,8 +65,9 @@ class Sampler(ABC):
         match_support: softmax over the tokens that the filters keep. They are applied anew to the
             trainer's logits over the temperature, and the sampled token is kept whatever they say.
             The gradient runs through the renormalised log-softmax; which tokens are kept has none.
-            KL and reference stay on the whole vocabulary. NeMo-RL recomputes the support so; slime
-            stores the sampler's; Unsloth restricts it too; TRL and verl do not (TRL issue 6789).
+            KL and reference stay on the whole vocabulary. NeMo-RL recomputes the support too, but
+            takes a sampled token that fell out of it off the loss; slime stores the sampler's;
+            Unsloth restricts it; TRL and verl do not (TRL issue 6789).
             Without top_k, top_p and min_p it changes nothing.
     With both, log-probs of unchanged weights are those the sampler drew at. After updates a token
     can leave the trainer's support: being kept, its log-prob stays finite. A KL weighed by the

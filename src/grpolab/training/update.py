@@ -286,8 +286,11 @@ def unless_known(now: Tensor, known: Tensor | None, fresh: Tensor) -> Tensor:
 def make_optimizer(settings: Optimizer, parameters: list[torch.nn.Parameter]) -> torch.optim.AdamW:
     """AdamW, fused where the device has it."""
     fused = parameters[0].device.type in ("cpu", "cuda")
+    spares = settings.decay == "matrices"
+    decayed = [p for p in parameters if p.dim() > 1 or not spares]
+    spared = [p for p in parameters if p.dim() < 2 and spares]
     return torch.optim.AdamW(
-        parameters,
+        [{"params": decayed}, *([{"params": spared, "weight_decay": 0.0}] if spared else [])],
         lr=settings.lr,
         betas=(settings.betas[0], settings.betas[1]),
         eps=settings.eps,

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
-from grpolab.training.update import Updater
-
 from .case import Case
 from .losses import FREE, GRPO, GSPO, KLS, LOSSES, NO_BIAS_CORRECTION, ONE_MICRO_BATCH
 
@@ -17,20 +13,6 @@ SCHEDULE = (
     "TRL moves the learning rate with each optimizer step, here it is a batch's. Equal with one "
     "update per batch."
 )
-
-
-def tempered(updater: Updater) -> None:
-    """Divides our model's logits by a temperature of 0.7."""
-    updater.policy.model.lm_head.register_forward_hook(lambda *given: given[2] / 0.7)
-
-
-def sparing_norms(updater: Updater) -> None:
-    """Decays no weights of normalisation layers."""
-    settings = {k: v for k, v in updater.optimizer.param_groups[0].items() if k != "params"}
-    norms = [p for n, p in updater.parameters.items() if "norm" in n]
-    others = [p for n, p in updater.parameters.items() if "norm" not in n]
-    spared = settings | {"params": norms, "weight_decay": 0.0}
-    updater.optimizer = torch.optim.AdamW([settings | {"params": others}, spared])
 
 
 ADVANTAGES = [
@@ -216,20 +198,18 @@ OPTIMIZER = [
     Case(
         "weight decay",
         {"weight_decay": 0.5},
-        {"optimizer.weight_decay": 0.5},
-        {},
-        adjust=sparing_norms,
-        note="TRL spares biases and normalisation layers; here all weights decay. Run with the "
-        "same spared.",
+        {"optimizer.weight_decay": 0.5, "optimizer.decay": "matrices"},
+        {"optimizer.decay": "all"},
+        note="TRL spares biases and normalisation layers; here that is a setting, and by default "
+        "all weights decay.",
     ),
     Case(
         "temperature",
         {"temperature": 0.7},
-        {"sampler.temperature": 0.7},
-        {},
-        adjust=tempered,
-        note="TRL trains the tempered policy (logits / 0.7), here the temperature is the sampler's "
-        "alone. Run with our logits divided.",
+        {"sampler.temperature": 0.7, "sampler.match_temperature": "true"},
+        {"sampler.match_temperature": "false"},
+        note="TRL always trains the tempered policy; here that is a setting, and by default the "
+        "temperature is the sampler's alone.",
     ),
 ]
 

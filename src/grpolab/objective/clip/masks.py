@@ -19,6 +19,9 @@ from grpolab.objective.clip.tokens import Plan, Tokens
 from grpolab.objective.masked import sequence_mean
 from grpolab.objective.settings import setting
 
+TIE = 1e-5
+"""Relative difference below which two entropies count as equal."""
+
 
 @dataclass(frozen=True)
 class TokenMask(ABC):
@@ -112,7 +115,8 @@ class TopEntropy(TokenMask):
     """Keeps the `share` of the optimizer step's tokens at which the policy is least certain.
 
     The threshold is the linearly interpolated quantile of the entropies at 1 − share, and tokens
-    at it stay.
+    at it, or within 1e-5 of it, stay: those with the same context have the same entropy up to
+    rounding, which must not choose between them.
 
     Source: arXiv 2506.01939 (share .2). TRL: top_entropy_quantile, the same threshold, taken over
     each micro-batch.
@@ -131,7 +135,8 @@ class TopEntropy(TokenMask):
         threshold = x.entropy.new_full((), -torch.inf)
         if len(found):
             threshold = quantile(found, 1 - self.share)
-        return {"keep": x.entropy >= threshold}
+        # A group's first tokens share one entropy, up to rounding: ties stay or go together
+        return {"keep": x.entropy >= threshold - TIE * threshold.abs()}
 
     def keep(self, x: Tokens, plan: Plan) -> Tensor:
         return plan["top_entropy/keep"]
