@@ -51,7 +51,13 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/training/test_selection.py", "tests/training/test_replay.py",
         "tests/training/test_collect.py", "tests/objective", "tests/test_component.py",
     ),
-    "rewards/": ("tests/rewards", "tests/parity/test_rewards.py", "tests/test_component.py"),
+    "rewards/": (
+        "tests/rewards/test_choice.py", "tests/rewards/test_length.py",
+        "tests/rewards/test_math_judge.py", "tests/rewards/test_math_verify.py",
+        "tests/rewards/test_mixture.py",
+        "tests/rewards/test_repetition.py", "tests/rewards/test_text.py",
+        "tests/parity/test_rewards.py", "tests/test_component.py",
+    ),
 }  # fmt: skip
 """Module (the longest prefix decides) → its tests."""
 
@@ -148,9 +154,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 where every mutant was killed or is listed as equivalent, else 1."""
     given = parse(arguments)
-    mutants = [
-        m for n in modules(given.only) for m in find_mutants(PACKAGE, n, checks=given.checks)
-    ]
+    names, checks = modules(given.only), given.checks
+    mutants = [m for name in names for m in find_mutants(PACKAGE, name, checks=checks)]
+    equivalent = allowed_survivors(names, {m.key for m in mutants})
     if given.sample is not None and given.sample < len(mutants):
         kept = sorted(random.Random(given.seed).sample(range(len(mutants)), given.sample))
         mutants = [mutants[i] for i in kept]

@@ -29,6 +29,7 @@ WARM = (
     "transformers", "trl.trainer.grpo_trainer",
 )  # fmt: skip
 """What the tests import besides the package; imported once, before the forks."""
+BASELINE_LIMIT = 3600.0  # seconds for all tests once, however busy the machine
 REGISTRY = "tests/test_component.py"
 """Holds the settings' defaults against the YAML files; it calls no formula."""
 
@@ -172,6 +173,18 @@ def fork(folder: Path, work: Callable[[], dict[str, Any]]) -> int:
     os._exit(0)
 
 
+def wait(process: int, limit: float) -> bool:
+    """Waits for a child so many seconds and no longer; whether it ended by itself."""
+    deadline = time.monotonic() + limit
+    while time.monotonic() < deadline:
+        if os.waitpid(process, os.WNOHANG)[0]:
+            return True
+        time.sleep(0.02)
+    os.killpg(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    return False
+
+
 def run_pytest(folder: Path, files: Sequence[str], plugin: Any, *flags: str) -> int:
     """pytest in this process."""
     words = ["-q", "-p", "no:cacheprovider", "--tb=short", "--rootdir", str(folder), *flags]
@@ -210,8 +223,9 @@ class Baseline:
             found = {"calls": calls, "seconds": watch.seconds, "failing": watch.failing}
             return found if code in (0, 1, 2) else {"error": f"pytest ended with {code}"}
 
-        os.waitpid(fork(copy, work), 0)
-        answer = json.loads((copy / "answer.json").read_text())
+        wait(fork(copy, work), BASELINE_LIMIT)
+        path = copy / "answer.json"
+        answer = json.loads(path.read_text()) if path.exists() else {"error": "the tests hang"}
         if "error" in answer:
             sys.exit(f"{answer['error']}\n{(copy / 'output.txt').read_text()[-3000:]}")
         return cls(copy, **answer)

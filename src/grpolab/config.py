@@ -240,6 +240,17 @@ def check_conflicts(run: Run) -> None:
             "the KL to the policy that generated the batch is 0; allowed: a reference of frozen, "
             "sync or ema, or kl.placement=loss."
         )
+    if run.kl.name == "seed_kl_div" and run.reference.needs_model:
+        raise ConfigError(
+            f"reference: {run.reference.name} given with kl=seed_kl_div, whose other distribution "
+            "is the old policy; allowed: reference=old."
+        )
+    target_kl = getattr(run.kl, "target_kl", None)
+    if target_kl is not None and run.updates_per_batch == 1:
+        raise ConfigError(
+            f"kl.target_kl: {target_kl} given with updates_per_batch=1, where there is no further "
+            "update to stop; allowed: null, or updates_per_batch of at least 2."
+        )
     check_selection(run)
     if run.updates_per_batch % run.minibatches:
         raise ConfigError(
@@ -294,6 +305,11 @@ def check_advantage(run: Run) -> None:
 
 def check_selection(run: Run) -> None:
     """Refuses a selection of members that the groups or the advantage cannot give or use."""
+    if run.selection.compares and run.sampler.group_size < 2:
+        raise ConfigError(
+            f"sampler.group_size: {run.sampler.group_size} given with selection="
+            f"{run.selection.name}, which drops every group of one; allowed: at least 2."
+        )
     keep = getattr(run.selection, "keep", None)
     if keep is None:
         return

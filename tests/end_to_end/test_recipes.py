@@ -127,7 +127,9 @@ DECISIVE: dict[str, dict[str, dict[str, Any]]] = {
         "aggregation": {"name": "token_mean"},
         "correction": NONE,
         "sampler": {"group_size": 8, "temperature": 1.0, "top_k": 0, "match_temperature": True},
-        "optimizer": {**ADAM, "schedule": "linear", "eps": 1e-8, "warmup_steps": 0},
+        "optimizer": {
+            **ADAM, "schedule": "linear", "eps": 1e-8, "warmup_steps": 0, "decay": "matrices",
+        },
         "run": {"updates_per_batch": 1},
     },
     # ppo_trainer.yaml: clip_ratio 0.2, clip_ratio_c 3, token-mean, no KL, 1024 prompts by 256

@@ -90,6 +90,14 @@ def test_off_policy_sequence_goes_by_each_tokens_advantage() -> None:
     assert kept("off_policy_sequence", row(-1.0, -1.0, -1.0), advantages) == [[0, 1, 0]]
 
 
+def test_off_policy_sequence_keeps_an_advantage_of_zero() -> None:
+    """Whose loss need not be zero: here it is d²/20."""
+    clip = component("clip", "quadratic", masks=["off_policy_sequence"])
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    assert float(clip(row(-1.0), row(0.0), row(0.0), mask).loss) == pytest.approx(0.05)
+    assert float(clip(row(-1.0), row(0.0), row(-1e-9), mask).loss) == 0
+
+
 @pytest.mark.parametrize(
     ("share", "expected"),
     [

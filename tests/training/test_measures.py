@@ -146,8 +146,13 @@ def test_length_metrics_by_hand() -> None:
 
 
 def test_advantage_metrics_by_hand() -> None:
-    metrics = advantage_metrics(torch.tensor([[1.0, -1.0], [0.0, -2.0]]))
+    mask = torch.tensor([[True, True], [True, False], [True, True], [True, True]])
+    metrics = advantage_metrics(torch.tensor([[1.0, -1.0], [0.0, -2.0]]), mask)
     assert metrics["advantage/std"] == pytest.approx(math.sqrt((1.5**2 + 0.5**2 * 2 + 1.5**2) / 3))
     assert metrics["advantage/abs_max"] == 2.0
-    empty = advantage_metrics(torch.zeros(0, 2))
+    tokens = torch.tensor([[1.0, -1.0], [0.0, 9.0], [-2.0, 0.0], [0.0, 0.0]])  # 9: in the padding
+    metrics = advantage_metrics(tokens, mask)
+    assert metrics["advantage/abs_max"] == 2.0
+    assert metrics["advantage/std"] == pytest.approx(tokens[mask].double().std().item())
+    empty = advantage_metrics(torch.zeros(0, 2), mask[:0])
     assert empty == {"advantage/std": 0.0, "advantage/abs_max": 0.0}

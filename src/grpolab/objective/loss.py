@@ -91,14 +91,15 @@ class TokenLosses:
 
 
 def ratio_sums(logps: Tensor, old_logps: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Sums over valid tokens from which mean, std and effective sample size of the ratio follow,
-    and its maximum. 0-d tensors, float64 where the device has it."""
+    """Sums over valid tokens of r − 1 and (r − 1)², from which mean, std and effective sample size
+    of the ratio follow without cancellation, and its maximum. 0-d tensors, float64 where the device
+    has it."""
     d = valid(logps.detach() - old_logps.detach(), mask)
     ratio = valid(safe_exp(d), mask)
     precise = ratio if ratio.device.type == "mps" else ratio.double()
     return {
-        "sum": precise.sum(),
-        "squares": precise.square().sum(),
+        "excess": valid(precise - 1, mask).sum(),
+        "squares": valid((precise - 1).square(), mask).sum(),
         "max": ratio.max() if ratio.numel() else ratio.new_zeros(()),
     }
 

@@ -128,7 +128,7 @@ class Trainer:
         assert rollouts.rewards is not None
         rollouts.advantages = self.updater.advantages(rollouts, self.baseline)
         self.baseline = self.run.advantage.track(self.baseline, self.updater.returns(rollouts)[0])
-        metrics |= advantage_metrics(rollouts.advantages)
+        metrics |= advantage_metrics(rollouts.advantages, rollouts.mask)
         metrics |= self.updater.update(rollouts, self.step, beta)
         measured = metrics.get(f"kl/ref_{self.run.kl.name}", metrics.get("kl/ref_k3", math.nan))
         self.beta.observe(measured, len(rollouts))

@@ -85,7 +85,7 @@ def measure(
         else:
             sums.add(name, value * count)
     ratio = ratio_sums(logps, old_logps, mask)
-    sums.add("ratio_sum", ratio["sum"])
+    sums.add("ratio_excess", ratio["excess"])
     sums.add("ratio_squares", ratio["squares"])
     sums.keep_max("policy/ratio_max", ratio["max"])
     sums.add("kl/old_k3", kl_estimates(logps, old_logps, mask)["k3"])
@@ -101,13 +101,13 @@ def step_metrics(sums: Sums, norms: list[float], updates: int) -> dict[str, floa
     numbers = sums.fetch()
     trained = numbers.pop("tokens", 0.0)
     tokens = max(1.0, trained)
-    mean = numbers.pop("ratio_sum", 0.0) / tokens
+    excess = numbers.pop("ratio_excess", 0.0) / tokens  # of r over 1
     square = numbers.pop("ratio_squares", 0.0) / tokens
     metrics = {
         "policy/entropy": numbers.pop("entropy", 0.0) / tokens,
-        "policy/ratio_mean": mean,
-        "policy/ratio_std": math.sqrt(max(0.0, square - mean * mean)),
-        "policy/ess": mean * mean / square if square else 0.0,
+        "policy/ratio_mean": 1 + excess if trained else 0.0,
+        "policy/ratio_std": math.sqrt(max(0.0, square - excess * excess)),
+        "policy/ess": (1 + excess) ** 2 / (1 + 2 * excess + square) if trained else 0.0,
         "tokens/contributing_share": numbers.pop("contributing", 0.0) / tokens,
         "tokens/trained": trained,
         "optim/updates": float(updates),

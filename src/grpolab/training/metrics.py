@@ -46,8 +46,11 @@ def length_metrics(rollouts: Rollouts, correct: list[bool]) -> dict[str, float]:
     }
 
 
-def advantage_metrics(advantages: Tensor) -> dict[str, float]:
-    """Spread and extremes of a batch's advantages."""
+def advantage_metrics(advantages: Tensor, mask: Tensor) -> dict[str, float]:
+    """Spread and extremes of a batch's advantages: of the completions [P, G], or of the valid
+    tokens where the advantages are those of tokens, as `mask` [N, T]."""
+    if advantages.shape == mask.shape:
+        advantages = advantages[mask]
     values = advantages.cpu().double().flatten()
     return {
         "advantage/std": float(values.std()) if len(values) > 1 else 0.0,

@@ -25,6 +25,8 @@ class Selection(ABC):
     name: ClassVar[str]
     replays: ClassVar[bool] = False
     """Groups of earlier steps may stand in for those that fell out."""
+    compares: ClassVar[bool] = False
+    """Drops groups whose members do not differ, which those of one member never do."""
 
     @property
     def rounds(self) -> int:
@@ -78,6 +80,7 @@ class Dynamic(Selection):
     """
 
     name: ClassVar[str] = "dynamic"
+    compares: ClassVar[bool] = True
 
     max_rounds: int = setting(4, "rounds of sampling at most, the first one included", ge=1)
 
@@ -100,6 +103,7 @@ class DropZeroVariance(Selection):
     """
 
     name: ClassVar[str] = "drop_zero_variance"
+    compares: ClassVar[bool] = True
 
     def __call__(self, rewards: Tensor, *, noise: Tensor | None = None) -> Tensor:
         return whole(informative(rewards), rewards)
@@ -131,6 +135,7 @@ class Replay(Selection):
     """
 
     name: ClassVar[str] = "replay"
+    compares: ClassVar[bool] = True
     replays: ClassVar[bool] = True
 
     size: int = setting(64, "groups that the buffer holds", ge=1)

@@ -19,8 +19,8 @@ from grpolab.objective.clip.tokens import Plan, Tokens
 from grpolab.objective.masked import sequence_mean
 from grpolab.objective.settings import setting
 
-TIE = 1e-5
-"""Relative difference below which two entropies count as equal."""
+TIE = 1e-6
+"""Difference below which two entropies count as equal, relative to those above 1."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class TopEntropy(TokenMask):
     """Keeps the `share` of the optimizer step's tokens at which the policy is least certain.
 
     The threshold is the linearly interpolated quantile of the entropies at 1 − share, and tokens
-    at it, or within 1e-5 of it, stay: those with the same context have the same entropy up to
+    at it, or within 1e-6 of it, stay: those with the same context have the same entropy up to
     rounding, which must not choose between them.
 
     Source: arXiv 2506.01939 (share .2). TRL: top_entropy_quantile, the same threshold, taken over
@@ -136,7 +136,7 @@ class TopEntropy(TokenMask):
         if len(found):
             threshold = quantile(found, 1 - self.share)
         # A group's first tokens share one entropy, up to rounding: ties stay or go together
-        return {"keep": x.entropy >= threshold - TIE * threshold.abs()}
+        return {"keep": x.entropy >= threshold - TIE * threshold.abs().clamp(min=1)}
 
     def keep(self, x: Tokens, plan: Plan) -> Tensor:
         return plan["top_entropy/keep"]

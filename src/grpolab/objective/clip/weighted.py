@@ -41,8 +41,8 @@ class CISPO(Clip):
         exact = unclamped_ratio(x.d)
         return (
             -weight * x.advantages * x.logps,
-            exact < self.ratio_min,
-            exact > self.ratio_max,
+            (exact < self.ratio_min) & (x.advantages != 0),
+            (exact > self.ratio_max) & (x.advantages != 0),
         )
 
 
@@ -62,7 +62,7 @@ class TruncatedIS(Clip):
         return (
             -weight * x.advantages * x.logps,
             never(x.d),
-            unclamped_ratio(x.d) > self.ratio_max,
+            above(x.d, self.ratio_max) & (x.advantages != 0),
         )
 
 
@@ -84,7 +84,11 @@ class TOPR(Clip):
         good = (x.advantages if x.rewards is None else x.rewards) > 0
         faded = safe_exp(x.d).clamp(max=1.0).detach()
         weight = torch.where(good, torch.ones_like(faded), faded)
-        return -weight * x.advantages * x.logps, never(x.d), ~good & (unclamped_ratio(x.d) > 1)
+        return (
+            -weight * x.advantages * x.logps,
+            never(x.d),
+            ~good & above(x.d, 1.0) & (x.advantages != 0),
+        )
 
 
 @dataclass(frozen=True)
@@ -135,9 +139,10 @@ class VESPO(Clip):
         d = x.d.detach()
         log_w = d.clamp(-EXP_CLAMP, EXP_CLAMP).sum(dim=1, keepdim=True)  # [N, 1]
         total = d.sum(dim=1, keepdim=True)
-        low, high = total < math.log(1e-8), total > EXP_CLAMP
+        low, high = total < math.log(1e-8), total > EXP_CLAMP  # [N, 1]
+        learns = x.advantages != 0
         weight = self.phi(log_w, x.advantages)
-        return -weight * x.advantages * x.logps, low.expand_as(d), high.expand_as(d)
+        return -weight * x.advantages * x.logps, low & learns, high & learns
 
     def phi(self, log_w: Tensor, advantages: Tensor) -> Tensor:
         """φ of ln w [N, 1], by the sign of the advantages [N, T]."""
@@ -174,6 +179,11 @@ class Quadratic(Clip):
             total = valid(x.d, x.mask).sum(dim=1, keepdim=True)
             square = (sequence_mean(x.d, x.mask) * total).expand_as(x.d)
         return -x.advantages * x.logps + self.beta / 2 * square, never(x.d), never(x.d)
+
+
+def above(d: Tensor, bound: float) -> Tensor:
+    """Where r > bound, by more than rounding: on-policy r = 1 only up to that, and 1 is a bound."""
+    return d.detach() > math.log(bound) + 1e-6
 
 
 def choose(condition: Tensor, yes: float, no: float, like: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ class ReferenceKL(KL):
     reward_to_go: β·Σ_{k≥t} KL_k is subtracted from the advantage of token t, after any
     normalisation; a token pays for itself and what follows, not for what stood before (verl and
     OpenRLHF with the KL in a token-level reward and γ = 1). In a reward the KL is a number of the
-    policy that generated the batch: it is computed once and has no gradient.
+    policy before the batch's first update: it is computed once and has no gradient.
 
     target_kl is measured by k3 against the policy that generated the batch, over the tokens of an
     update and before its step: the update that finds it passed is still made, those after it are

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from grpolab.objective.kl.base import ReferenceKL, k3
 
+NO_DIFFERENCE = 1e-6
+"""Log-ratios below which two policies are taken to be equal."""
+
 
 @dataclass(frozen=True)
 class K1(ReferenceKL):
@@ -31,14 +34,15 @@ class K1(ReferenceKL):
 class Abs(ReferenceKL):
     """|D|. No estimate of the KL: a distance that is ≥ 0 token by token.
 
-    As a loss its gradient is sign(D)·∇lp, of one size however far the policy has strayed, and 0
-    at D = 0. verl, SkyRL and ROLL: abs.
+    As a loss its gradient is sign(D)·∇lp, of one size however far the policy has strayed. Where
+    |D| < 1e-6 value and gradient are 0: the sign of a rounding error must not train anything.
+    verl, SkyRL and ROLL: abs, without that.
     """
 
     name: ClassVar[str] = "abs"
 
     def formula(self, d: Tensor, mask: Tensor, **_: Any) -> Tensor:
-        return d.abs()
+        return torch.where(d.abs() < NO_DIFFERENCE, torch.zeros_like(d), d.abs())
 
 
 @dataclass(frozen=True)
