@@ -87,6 +87,15 @@ def test_prompts_without_a_token(count_empty: bool, share: Fraction) -> None:
     )
 
 
+def test_a_prompt_with_one_token_counts() -> None:
+    # groups of 1, 4 and 0 tokens, two of them with any: 1/(2·1) and 1/(2·4)
+    lengths = [0, 1, 1, 3, 0, 0]
+    same(
+        token_weights("prompt_mean", lengths, 2, count_empty=False),
+        expected(["-", "1/2", "1/8", "1/8", "-", "-"], lengths),
+    )
+
+
 def test_scalar_by_hand() -> None:
     # rows (1, 2, 3) and (6): the groups are (1, 2, 3, 6) and (empty, 4 4)
     losses = torch.tensor([[1.0, 2, 3], [6, 99, 99], [99, 99, 99], [4, 4, 99]])

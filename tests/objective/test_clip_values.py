@@ -214,3 +214,20 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 def test_refused(name: str, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         component("clip", name, **settings)
+
+
+@pytest.mark.parametrize("name", names("clip"))
+def test_a_token_without_an_advantage_is_never_clipped(name: str) -> None:
+    old = torch.full((2, 3), -2.0, dtype=F64)
+    logps = old + torch.tensor([[-4.0, 1.9, 0.5], [1.9, 1.9, 1.9]], dtype=F64)
+    mask = torch.ones_like(old, dtype=torch.bool)
+    metrics = component("clip", name)(logps, old, torch.zeros(2, 1, dtype=F64), mask).metrics
+    assert [float(metrics[f"clip/{k}"]) for k in ("low", "high", "share")] == [0, 0, 0]
+
+
+def test_dppo_takes_no_probability_above_one() -> None:
+    # p = min(e^.01, 1) = 1 and μ = .805: p − μ = .195 ≤ .2 stays; e^.01 − μ = .205 would not
+    logps, old = torch.tensor([[0.01]], dtype=F64), torch.tensor([[math.log(0.805)]], dtype=F64)
+    found = component("clip", "dppo")(logps, old, torch.ones(1, 1, dtype=F64), logps > 0)
+    assert float(found.metrics["clip/share"]) == 0.0
+    assert float(found.loss) == pytest.approx(-math.exp(0.01) / 0.805)

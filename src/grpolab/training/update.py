@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -287,10 +288,14 @@ def make_optimizer(settings: Optimizer, parameters: list[torch.nn.Parameter]) ->
     """AdamW, fused where the device has it."""
     fused = parameters[0].device.type in ("cpu", "cuda")
     spares = settings.decay == "matrices"
-    decayed = [p for p in parameters if p.dim() > 1 or not spares]
     spared = [p for p in parameters if p.dim() < 2 and spares]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.dim() > 1 or not spares]}
+    ]
+    if spared:
+        groups.append({"params": spared, "weight_decay": 0.0})
     return torch.optim.AdamW(
-        [{"params": decayed}, *([{"params": spared, "weight_decay": 0.0}] if spared else [])],
+        groups,
         lr=settings.lr,
         betas=(settings.betas[0], settings.betas[1]),
         eps=settings.eps,
