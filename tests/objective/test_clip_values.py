@@ -231,3 +231,13 @@ def test_dppo_takes_no_probability_above_one() -> None:
     found = component("clip", "dppo")(logps, old, torch.ones(1, 1, dtype=F64), logps > 0)
     assert float(found.metrics["clip/share"]) == 0.0
     assert float(found.loss) == pytest.approx(-math.exp(0.01) / 0.805)
+
+
+def test_fipo_holds_back_bad_tokens_alone() -> None:
+    # r = 5 > safety, A = ½: the weight is 1.2 (from 5), and −1.2·min(5·½, 1.2·½) = −.72; 1·… = −.6
+    old = torch.full((1, 1), -3.0, dtype=F64)
+    mask = torch.ones_like(old, dtype=torch.bool)
+    found = component("clip", "fipo")(
+        old + math.log(5), old, torch.full((1, 1), 0.5, dtype=F64), mask
+    )
+    assert float(found.loss) == pytest.approx(-0.72)
