@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from grpolab.objective.advantage.statistics import comparable
 from grpolab.objective.settings import setting
 
 
@@ -46,10 +47,7 @@ class Selection(ABC):
 
 def informative(rewards: Tensor) -> Tensor:
     """[P] true where a group has two scored members that differ."""
-    scored = torch.isfinite(rewards)
-    highest = torch.where(scored, rewards, -torch.inf).amax(dim=1)
-    lowest = torch.where(scored, rewards, torch.inf).amin(dim=1)
-    return highest > lowest
+    return comparable(rewards, torch.isfinite(rewards)).squeeze(1)
 
 
 def whole(groups: Tensor, rewards: Tensor) -> Tensor:

@@ -165,13 +165,19 @@ class Updater:
             mask, group_size=rollouts.group_size, max_length=run.sampler.max_new_tokens
         )
         plan = self._plan(rollouts, rows, noise) if run.clip.needs_plan else None
-        place = {int(row): i for i, row in enumerate(rows)}
         self.optimizer.zero_grad(set_to_none=True)
-        for chosen, width in self.forward.microbatches(rollouts, rows):
-            part = self.forward.part(rollouts, chosen, width)
-            own = torch.tensor([place[int(r)] for r in chosen], device=mask.device)
+        for part, own, width in self._parts(rollouts, rows):
             mine = None if plan is None else {k: cut(v[own], width) for k, v in plan.items()}
             self._microbatch(part, weights[own], mine, beta, sums)
+
+    def _parts(
+        self, rollouts: Rollouts, rows: Tensor
+    ) -> Iterator[tuple[dict[str, Tensor], Tensor, int]]:
+        """(tensors, places among `rows`, completion width) of each micro-batch of some rows."""
+        place = {int(row): i for i, row in enumerate(rows)}
+        for chosen, width in self.forward.microbatches(rollouts, rows):
+            own = torch.tensor([place[int(r)] for r in chosen], device=rollouts.mask.device)
+            yield self.forward.part(rollouts, chosen, width), own, width
 
     @torch.no_grad()
     def _plan(self, rollouts: Rollouts, rows: Tensor, noise: tuple[int, int]) -> Plan:
@@ -180,10 +186,8 @@ class Updater:
         mask = rollouts.mask[index]
         logps = self._empty(mask)
         entropy = torch.zeros_like(logps)
-        place = {int(row): i for i, row in enumerate(rows)}
-        for chosen, width in self.forward.microbatches(rollouts, rows):
-            now = self.forward.logps(self.forward.part(rollouts, chosen, width))
-            own = torch.tensor([place[int(r)] for r in chosen], device=mask.device)
+        for part, own, width in self._parts(rollouts, rows):
+            now = self.forward.logps(part)
             logps[own, :width] = now.logps.to(logps)
             entropy[own, :width] = now.entropy.to(entropy)
         old = logps if rollouts.old_logps is None else rollouts.old_logps[index]
