@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -18,6 +17,7 @@ from grpolab.rng import generator, permutation
 from grpolab.rollouts import Rollouts, concatenate
 from grpolab.sampling.base import Draw, Sampler
 from grpolab.tasks.base import Example, Examples, Task
+from grpolab.training.clock import Clock
 from grpolab.training.replay import ReplayBuffer, fill, replay_metrics
 
 VERIFY_SECONDS = 10.0  # for one completion; what takes longer counts as wrong
@@ -31,7 +31,6 @@ class Collected:
     rollouts: Rollouts
     everything: Rollouts
     """Before the selection: what the reward metrics describe."""
-    seconds: dict[str, float] = field(default_factory=dict)
     rounds: int = 1
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the selection, where it measures something."""
@@ -40,8 +39,11 @@ class Collected:
 class Collector:
     """Draws each step's prompts, samples their groups and scores them."""
 
-    def __init__(self, run: Run, policy: Policy, examples: Examples) -> None:
+    def __init__(
+        self, run: Run, policy: Policy, examples: Examples, clock: Clock | None = None
+    ) -> None:
         self.run, self.policy, self.examples = run, policy, examples
+        self.clock = Clock() if clock is None else clock
         self._encoded = encode_examples(policy.encoder, examples.train)
         self.buffer = ReplayBuffer(run.selection) if run.selection.replays else None
 
@@ -51,15 +53,12 @@ class Collector:
         run = self.run
         kept: list[Rollouts] = []
         everything: list[Rollouts] = []
-        seconds = {"sample": 0.0, "score": 0.0}
         missing = run.prompts_per_step
         for round_ in range(run.selection.rounds):
-            began = time.perf_counter()
-            rollouts = self._sample(self.prompt_indices(step, round_)[:missing], step, round_)
-            sampled = time.perf_counter()
-            self._score(rollouts)
-            seconds["sample"] += sampled - began
-            seconds["score"] += time.perf_counter() - sampled
+            with self.clock("sample"):
+                rollouts = self._sample(self.prompt_indices(step, round_)[:missing], step, round_)
+            with self.clock("score"):
+                self._score(rollouts)
             assert rollouts.rewards is not None
             members = run.selection(rollouts.rewards, noise=self._noise(rollouts, step, round_))
             chosen = rollouts.keep(members)
@@ -70,7 +69,7 @@ class Collector:
             missing -= chosen.groups
             if missing <= 0:
                 break
-        found = Collected(concatenate(kept), concatenate(everything), seconds, len(everything))
+        found = Collected(concatenate(kept), concatenate(everything), len(everything))
         if self.buffer is not None:
             found.metrics = replay_metrics(found.rollouts, len(self.buffer))
         return found

@@ -20,6 +20,7 @@ from grpolab.rollouts import Rollouts
 from grpolab.tasks.base import Examples
 from grpolab.tracking.folder import RunFolder
 from grpolab.training import checkpoint
+from grpolab.training.clock import Clock
 from grpolab.training.collect import Collected, Collector, correctness
 from grpolab.training.evaluate import Evaluator
 from grpolab.training.metrics import (
@@ -43,9 +44,10 @@ class Trainer:
     def __init__(self, run: Run, encoder: Encoder, examples: Examples, folder: RunFolder) -> None:
         self.run, self.examples, self.folder = run, examples, folder
         prepare_torch(run)
+        self.clock = Clock()
         self.policy = Policy(encoder, run.hardware, seed=run.seed)
-        self.updater = Updater(run, self.policy)
-        self.collector = Collector(run, self.policy, examples)
+        self.updater = Updater(run, self.policy, self.clock)
+        self.collector = Collector(run, self.policy, examples, self.clock)
         self.evaluator = Evaluator(run, self.policy, examples)
         self.beta = Beta(run.kl, run.steps)
         self.baseline: float | None = None
@@ -71,7 +73,8 @@ class Trainer:
                 self.step += 1
                 if self._due(self.run.eval.every) or self.step == self.run.steps:
                     metrics |= self._evaluate(self.step)
-                log(self.step, checked(metrics | self._totals()))
+                with self.clock("log"):
+                    log(self.step, checked(metrics | self._totals()))
                 if self.stop_asked and self.step < self.run.steps:
                     self._checkpoint()
                     raise Interrupted
@@ -82,9 +85,11 @@ class Trainer:
 
     def _train_step(self) -> dict[str, float]:
         began = time.perf_counter()
+        self.clock.reset()
         collected = self.collector.collect(self.step)
         metrics = self._reward_side(collected)
-        self._log_samples(collected.everything)
+        with self.clock("log"):
+            self._log_samples(collected.everything)
         before_update = time.perf_counter()
         metrics |= collected.metrics | self._learn(collected.rollouts)
         self.collector.remember(collected.rollouts, self.step)
@@ -94,8 +99,8 @@ class Trainer:
         self.tokens += generated
         step_seconds = now - began
         return metrics | {
-            "time/sample": collected.seconds["sample"],
-            "time/score": collected.seconds["score"],
+            "time/sample": self.clock.seconds["sample"],
+            "time/score": self.clock.seconds["score"],
             "time/update": now - before_update,
             "time/step": step_seconds,
             "speed/tokens_per_second": generated / step_seconds,
@@ -117,14 +122,17 @@ class Trainer:
             for i in seen.prompt_index.tolist()
             for _ in range(seen.group_size)
         ]
-        return metrics | length_metrics(seen, correctness(self.run.task, seen.texts, examples))
+        with self.clock("score"):
+            right = correctness(self.run.task, seen.texts, examples)
+        return metrics | length_metrics(seen, right)
 
     def _learn(self, rollouts: Rollouts) -> dict[str, float]:
         beta = self.beta.at(self.step)
         metrics = {"kl/beta": beta}
         if not rollouts.groups:  # dynamic sampling found no group to learn from
             return metrics | {"optim/updates": 0.0, "tokens/contributing_share": 0.0}
-        self.updater.score_logps(rollouts, beta)
+        with self.clock("logps"):
+            self.updater.score_logps(rollouts, beta)
         assert rollouts.rewards is not None
         rollouts.advantages = self.updater.advantages(rollouts, self.baseline)
         self.baseline = self.run.advantage.track(self.baseline, self.updater.returns(rollouts)[0])

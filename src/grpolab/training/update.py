@@ -17,6 +17,7 @@ from grpolab.objective.masked import from_here_on, valid
 from grpolab.policy.policy import Policy
 from grpolab.rng import generator
 from grpolab.rollouts import Rollouts
+from grpolab.training.clock import Clock
 from grpolab.training.forward import Forward, cut
 from grpolab.training.measure import Sums, measure, step_metrics
 
@@ -28,8 +29,9 @@ class TrainingFailed(RuntimeError):
 class Updater:
     """The trained policy, its reference, and the optimizer."""
 
-    def __init__(self, run: Run, policy: Policy) -> None:
+    def __init__(self, run: Run, policy: Policy, clock: Clock | None = None) -> None:
         self.run, self.policy = run, policy
+        self.clock = Clock() if clock is None else clock
         self.objective = Objective(run.clip, run.kl, run.correction)
         self.forward = Forward(run, policy)
         self.parameters = policy.trainable()
@@ -136,7 +138,8 @@ class Updater:
             rows = (groups.unsqueeze(1) * group + torch.arange(group)).flatten()
             own = Sums()
             self._backward(rollouts, rows, beta, own, noise=(step, done))
-            norms.append(self._step())
+            with self.clock("optimizer"):
+                norms.append(self._step())
             sums.merge(own)
             done += 1
             if self._passed_target(own):
@@ -164,11 +167,13 @@ class Updater:
         weights = run.aggregation.weights(
             mask, group_size=rollouts.group_size, max_length=run.sampler.max_new_tokens
         )
-        plan = self._plan(rollouts, rows, noise) if run.clip.needs_plan else None
+        with self.clock("logps"):
+            plan = self._plan(rollouts, rows, noise) if run.clip.needs_plan else None
         self.optimizer.zero_grad(set_to_none=True)
-        for part, own, width in self._parts(rollouts, rows):
-            mine = None if plan is None else {k: cut(v[own], width) for k, v in plan.items()}
-            self._microbatch(part, weights[own], mine, beta, sums)
+        with self.clock("backward"):
+            for part, own, width in self._parts(rollouts, rows):
+                mine = None if plan is None else {k: cut(v[own], width) for k, v in plan.items()}
+                self._microbatch(part, weights[own], mine, beta, sums)
 
     def _parts(
         self, rollouts: Rollouts, rows: Tensor
