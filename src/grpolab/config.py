@@ -24,6 +24,7 @@ from grpolab.component import (
 from grpolab.objective.settings import setting
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Engine = Literal["auto", "plain"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -82,6 +83,12 @@ class Hardware:
         True, "weights and optimizer stay float32 below a lower dtype (autocast)"
     )
     tokens_per_microbatch: int = setting(8192, "padded tokens per forward and backward pass", ge=1)
+    engine: Engine = setting(
+        "auto", "auto: own sampling and update kernels for Llama-like models; plain: Transformers'"
+    )
+    gradient_checkpointing: bool = setting(
+        False, "own kernels keep each layer's input alone and run it again in the backward pass"
+    )
     threads: int | None = setting(None, "CPU threads of torch", ge=1)
     deterministic: bool = setting(True, "deterministic kernels; a warning where there is none")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ END = 2
 SHAPES: dict[str, dict[str, Any]] = {
     "Llama": {"num_key_value_heads": 4, "max_position_embeddings": 128},
     "Qwen2": {"num_key_value_heads": 2, "max_position_embeddings": 128},
+    "Qwen3": {"num_key_value_heads": 2, "max_position_embeddings": 128, "head_dim": 12},
     "Mistral": {"num_key_value_heads": 2, "sliding_window": 5, "max_position_embeddings": 128},
     "Gemma2": {"num_key_value_heads": 2, "sliding_window": 5, "head_dim": 8},
 }
@@ -70,9 +71,27 @@ def family(folder: Path, kind: str) -> Policy:
     return policy_of(run_of(f"model.name={name}", f"model.attention={attention}"))
 
 
+NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
+
+
+def wide_norms(model: Any) -> None:
+    """Norms as wide as what they are given: Transformers' compute in float32 even in float64, which
+    costs a comparison at 1e-10 nine digits."""
+    for module in model.modules():
+        if type(module).__name__ in NORMS:
+            module.forward = partial(_norm, module)
+
+
+def _norm(module: Any, x: Tensor) -> Tensor:
+    variance = x.square().mean(dim=-1, keepdim=True)
+    weight: Tensor = module.weight
+    return weight * (x * torch.rsqrt(variance + module.variance_epsilon))
+
+
 def double(policy: Policy) -> Policy:
     """The policy in float64, for comparisons at rounding error."""
     policy.model.double()
+    wide_norms(policy.model)
     policy.dtype = torch.float64
     return policy
 

@@ -121,7 +121,7 @@ def test_on_a_support_equal_to_each_sequence_alone(
     )
     with torch.no_grad():
         found = score(
-            policy, rollouts, evaluate=matched().evaluate, collision=True, keep_logits=True
+            policy, rollouts, evaluation=matched().evaluation(), collision=True, keep_logits=True
         )
         assert found.whole is not None
         assert found.collision is not None
@@ -150,7 +150,7 @@ def test_on_a_support_equal_to_each_sequence_alone(
 def test_on_a_support_rows_may_be_split_as_they_like(policy: Policy) -> None:
     rollouts = lab.made_up_rollouts(PROMPTS, LENGTHS, group_size=2)
     with torch.no_grad():
-        found = score(policy, rollouts, evaluate=matched().evaluate)
+        found = score(policy, rollouts, evaluation=matched().evaluation())
         for rows in ([0], [1, 5], [2, 3, 4]):
             width = max(1, int(rollouts.lengths[rows].max()))
             part = policy.token_logps(
@@ -158,7 +158,7 @@ def test_on_a_support_rows_may_be_split_as_they_like(policy: Policy) -> None:
                 rollouts.prompt_lengths[rows],
                 rollouts.completion_ids[rows][:, :width],
                 rollouts.mask[rows][:, :width],
-                evaluate=matched().evaluate,
+                evaluation=matched().evaluation(),
             )
             mask = rollouts.mask[rows][:, :width]
             for name in ("logps", "kl_logps", "entropy"):
@@ -171,7 +171,7 @@ def test_on_a_support_gradient_is_that_of_the_renormalised_log_probs(policy: Pol
     source = torch.Generator().manual_seed(1)
     weights = torch.randn((2, *rollouts.mask.shape), generator=source)
     parameters = list(policy.trainable().values())
-    found = score(policy, rollouts, evaluate=matched().evaluate)
+    found = score(policy, rollouts, evaluation=matched().evaluation())
     assert not found.entropy.requires_grad
     both = torch.stack([found.logps, found.kl_logps])
     ours = torch.autograd.grad((both * weights)[:, rollouts.mask].sum(), parameters)
@@ -191,11 +191,11 @@ def test_a_whole_support_is_one_tensor(policy: Policy) -> None:
     with torch.no_grad():
         plain = score(policy, rollouts)
         for sampler in (matched(top_k=0, temperature=1.0), matched(match_temperature=False)):
-            whole = score(policy, rollouts, evaluate=sampler.evaluate_whole)
+            whole = score(policy, rollouts, evaluation=sampler.evaluation(whole=True))
             assert torch.equal(whole.logps, plain.logps)
             assert whole.whole is None
             assert whole.kl_logps is whole.logps
-        tempered = score(policy, rollouts, evaluate=matched(top_k=0).evaluate)
+        tempered = score(policy, rollouts, evaluation=matched(top_k=0).evaluation())
         assert tempered.whole is None
         assert not torch.equal(tempered.logps[rollouts.mask], plain.logps[rollouts.mask])
 

@@ -264,6 +264,7 @@ def test_stopped_rows_cost_no_further_steps(
         steps += 1
         return forward(*args, **kwargs)
 
+    monkeypatch.setattr(llama, "decoder", None)  # whose steps are counted in test_engines.py
     monkeypatch.setattr(llama.model, "forward", counted)
     first = text_of(llama, tokens_of(sample(llama, "static", samples=1, greedy=True))[0][:1])
     steps = 0

@@ -219,7 +219,7 @@ def trainer(policy: Policy, found: Samples, sampler: Sampler, samples: int) -> T
     lengths = torch.tensor([len(p) for p in encoded])
     with torch.no_grad():
         return policy.token_logps(
-            ids, lengths, found.completion_ids, found.mask, evaluate=sampler.evaluate
+            ids, lengths, found.completion_ids, found.mask, evaluation=sampler.evaluation()
         )
 
 

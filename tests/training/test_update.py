@@ -121,17 +121,30 @@ def test_micro_batches_and_padding_change_nothing(folder: str, clip: str, aggreg
             assert others[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
 
 
-def test_micro_batches_hold_the_budget_and_every_row_once(folder: str) -> None:
+@pytest.mark.parametrize("engine", ["auto", "plain"])
+def test_micro_batches_hold_the_budget_and_every_row_once(folder: str, engine: str) -> None:
     rollouts = rollouts_like()
-    total = rollouts.lengths + rollouts.prompt_lengths
+    run = run_with(folder, f"hardware.engine={engine}")
+    updater = Updater(run, lab.policy_of(run))
     for budget in (1, 20, 33, 64, 1000):
-        updater = Updater(run_with(folder, budget=budget), lab.policy_of(run_with(folder)))
+        updater.forward.run = run_with(folder, f"hardware.engine={engine}", budget=budget)
         parts = list(updater.forward.microbatches(rollouts, torch.arange(len(rollouts))))
         rows = torch.cat([r for r, _ in parts])
         assert sorted(rows.tolist()) == list(range(len(rollouts)))
         for chosen, width in parts:
-            assert len(chosen) == 1 or len(chosen) * int(total[chosen].max()) <= budget
+            assert len(chosen) == 1 or size(rollouts, chosen.tolist(), engine) <= budget
             assert width == max(1, int(rollouts.lengths[chosen].max()))
+
+
+def size(rollouts: Rollouts, rows: list[int], engine: str) -> int:
+    """Tokens that a micro-batch runs: packed, with each prompt once and no last tokens, or
+    padded."""
+    prompts: list[int] = rollouts.prompt_lengths.tolist()
+    lengths: list[int] = rollouts.lengths.tolist()
+    if engine == "plain":
+        return len(rows) * max(prompts[r] + lengths[r] for r in rows)
+    groups = {r // GROUP: prompts[r] for r in rows}
+    return sum(groups.values()) + sum(max(0, lengths[r] - 1) for r in rows)
 
 
 def test_token_mean_is_global_and_not_the_mean_of_micro_batches(folder: str) -> None:

@@ -14,7 +14,11 @@ from torch import Tensor
 
 from grpolab.component import ConfigError
 from grpolab.config import Hardware, Lora, Model
+from grpolab.policy.decoder import Decoder
+from grpolab.policy.head import token_head
+from grpolab.policy.layers import hidden_states
 from grpolab.policy.locate import locate
+from grpolab.policy.packing import pack
 from grpolab.rng import global_stream
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -66,6 +70,18 @@ class TokenLogps:
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(logits [n, T, V], tokens [n, T]) → (logits of the distribution evaluated, the same over the
 whole vocabulary): one tensor where nothing is left out."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Which distribution a forward pass evaluates: softmax(scale · logits), or what `evaluate`
+    makes of the logits."""
+
+    scale: float = 1.0
+    """1 / temperature, where the support is the whole vocabulary."""
+    evaluate: Evaluate | None = None
+    whole: bool = True
+    """Whether the scale says all there is to say; `evaluate` then does the same."""
 
 
 class Encoder:
@@ -127,15 +143,15 @@ class Policy:
         self.encoder = encoder
         self.device = pick_device(hardware.device)
         self.dtype = pick_dtype(hardware.dtype, self.device)
+        self.checkpointing = hardware.gradient_checkpointing
         self.autocasts = hardware.master_weights and self.dtype != torch.float32
         stored = torch.float32 if hardware.master_weights else self.dtype
         model = load_model(encoder, stored, seed)
         if encoder.settings.lora is not None:
             model = with_lora(model, encoder.settings.lora, seed)
         self.model: Any = model.to(self.device).eval()
-        self.sampling_model: Any = self.model
-        if self.autocasts:
-            self.sampling_model = frozen(self.model, self.dtype)
+        self._sampling_model: Any = None if self.autocasts else self.model
+        self.decoder = Decoder.of(self.model) if hardware.engine == "auto" else None
         self.end_ids = end_tokens(self.model, encoder.tokenizer)
 
     @property
@@ -144,9 +160,17 @@ class Policy:
         pad = self.encoder.tokenizer.pad_token_id
         return int(pad if pad is not None else self.end_ids[0])
 
+    @property
+    def sampling_model(self) -> Any:
+        """The model that a sampler runs through Transformers: the trained one, or its copy in a
+        lower dtype, which is made when first asked for."""
+        if self._sampling_model is None:
+            self._sampling_model = frozen(self.model, self.dtype)
+        return self._sampling_model
+
     def sync(self) -> None:
         """Copies the trained weights into the sampler's copy, where there is one."""
-        if self.sampling_model is self.model:
+        if self._sampling_model is None or self._sampling_model is self.model:
             return
         with torch.no_grad():
             pairs = zip(self.sampling_model.parameters(), self.model.parameters(), strict=True)
@@ -187,14 +211,12 @@ class Policy:
         mask: Tensor,
         *,
         model: Any = None,
+        groups: Tensor | None = None,
         keep_logits: bool = False,
         collision: bool = False,
-        evaluate: Evaluate | None = None,
+        evaluation: Evaluation | None = None,
     ) -> TokenLogps:
         """Log-probabilities of the completions' tokens; gradients flow where enabled.
-
-        Rows are laid out as prompt + completion with the padding behind, so a causal model needs
-        no attention mask and positions count from 0.
 
         Args:
             prompt_ids: [n, S], padded on the right.
@@ -202,13 +224,60 @@ class Policy:
             completion_ids: [n, T], padded on the right.
             mask: [n, T].
             model: whose; the trained policy's by default.
+            groups: [n], the same number for neighbours with the same prompt, which is then run
+                once where the model's family allows it.
             keep_logits: return [n, T, V] as well.
             collision: return Σ_v π(v)² at each position as well.
-            evaluate: which distribution is evaluated; softmax(logits) by default.
+            evaluation: which distribution is evaluated; softmax(logits) by default.
         """
-        ids, positions = join_rows(prompt_ids, prompt_lengths, completion_ids, mask, self.pad_id)
-        # Waits for the device once per micro-batch, and spares the logits of whole prompts
-        first = int(prompt_lengths.min()) - 1
+        evaluation = evaluation or Evaluation()
+        decoder = None
+        if self.decoder is not None and not keep_logits and evaluation.whole:
+            decoder = self.decoder if model is None else Decoder.of(model)
+        if decoder is None:
+            return self._plain_logps(
+                join_rows(prompt_ids, prompt_lengths, completion_ids, mask, self.pad_id),
+                int(prompt_lengths.min()) - 1,
+                completion_ids,
+                model=model,
+                keep_logits=keep_logits,
+                collision=collision,
+                evaluate=evaluation.evaluate,
+            )
+        packing = pack(prompt_ids, prompt_lengths, completion_ids, mask, groups)
+        hidden = hidden_states(decoder, packing, self.dtype, checkpointing=self.checkpointing)
+        found = token_head(
+            hidden,
+            decoder.head.weight,
+            decoder.head.bias,
+            packing.targets,
+            scale=evaluation.scale,
+            collision=collision,
+        )
+        return TokenLogps(
+            scattered(found.logps, mask),
+            scattered(found.entropy, mask),
+            collision=None if found.collision is None else scattered(found.collision, mask),
+        )
+
+    def _plain_logps(
+        self,
+        joined: tuple[Tensor, Tensor],
+        first: int,
+        completion_ids: Tensor,
+        *,
+        model: Any,
+        keep_logits: bool,
+        collision: bool,
+        evaluate: Evaluate | None,
+    ) -> TokenLogps:
+        """Through Transformers' forward. Rows are laid out as prompt + completion with the padding
+        behind, so a causal model needs no attention mask and positions count from 0.
+
+        Args:
+            first: the first position whose logits are needed; those of whole prompts are spared.
+        """
+        ids, positions = joined
         with self.precision():
             output = (model or self.model)(
                 input_ids=ids, use_cache=False, logits_to_keep=ids.shape[1] - first
@@ -238,6 +307,11 @@ class Policy:
             model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(folder)
         self.encoder.tokenizer.save_pretrained(folder)
+
+
+def scattered(values: Tensor, mask: Tensor) -> Tensor:
+    """[n, T] with values [M] where the mask is true, row by row, and zeros elsewhere."""
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
 def picked(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grpolab.objective.settings import setting
-from grpolab.policy.policy import Policy
+from grpolab.policy.policy import Evaluation, Policy
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,13 @@ class Sampler(ABC):
         if self.match_temperature and self.temperature != 1:
             logits = logits / self.temperature
         return logits, logits
+
+    def evaluation(self, *, whole: bool = False) -> Evaluation:
+        """What the trainer evaluates; with `whole`, over the whole vocabulary in any case."""
+        scale = 1 / self.temperature if self.match_temperature else 1.0
+        if whole or not (self.match_support and self.truncates):
+            return Evaluation(scale, self.evaluate_whole)
+        return Evaluation(scale, self.evaluate, whole=False)
 
     @torch.no_grad()
     def outside(self, logits: Tensor, tokens: Tensor) -> Tensor:

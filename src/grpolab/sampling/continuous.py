@@ -116,7 +116,7 @@ class Continuous(Sampler):
         parts = [torch.split(part, rows) for part in (padded, lengths, ids, mask)]
         model = policy.sampling_model
         scored = [
-            policy.token_logps(*part, model=model, evaluate=self.evaluate).logps
+            policy.token_logps(*part, model=model, evaluation=self.evaluation()).logps
             for part in zip(*parts, strict=True)
         ]
         return torch.cat(scored)

@@ -5,76 +5,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from grpolab.policy.policy import Policy
 from grpolab.rng import generator
-from grpolab.sampling.base import Draw, Sampler, Samples, choose, finish, pad_left, token_logp
+from grpolab.sampling.base import Draw, Sampler, Samples, choose, finish, token_logp
 from grpolab.sampling.stops import Stops
 
-COMPACT_BELOW = 0.75  # rows alive / rows run, below which the batch is rebuilt without the rest
+COMPACT_BELOW = 0.75  # rows alive / rows run, below which a cache is rebuilt without the rest
 CHECK_EVERY = {"cpu": 1}  # elsewhere asking how many rows are alive waits for the device: every 8
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[misc]  # Transformers is untyped
-    """A cache layer that writes into room allocated once, where DynamicLayer copies everything it
-    holds at every token."""
+class Engine(Protocol):
+    """Prefill and decode steps of one call."""
 
-    def __init__(self, room: int) -> None:
-        super().__init__()
-        self.room = room
-        self.keys: Any
-        self.values: Any
-        self.key_room: Tensor | None = None
-        self.value_room: Tensor | None = None
+    moves_cheaply: bool
+    """Whether dropping a row costs less than running it."""
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Appends [n, H, t, D]; returns views of all keys and values so far."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start = self.get_seq_length()
-        end = start + key_states.shape[-2]
-        if self.key_room is None or self.value_room is None or end > self.key_room.shape[-2]:
-            self.key_room = self._make_room(self.keys, key_states, start, end)
-            self.value_room = self._make_room(self.values, value_states, start, end)
-        self.key_room[:, :, start:end] = key_states
-        self.value_room[:, :, start:end] = value_states
-        self.keys = self.key_room[:, :, :end]
-        self.values = self.value_room[:, :, :end]
-        return self.keys, self.values
+    def prefill(self) -> Tensor:
+        """Logits [N, V] after the prompts, N = P·samples, prompt-major."""
 
-    def _make_room(self, held: Any, new: Tensor, start: int, end: int) -> Tensor:
-        n, heads, _, width = new.shape
-        room = new.new_empty((n, heads, max(self.room, end), width))
-        if start:
-            room[:, :, :start] = held
-        return room
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Logits [R, V] after the next token of every running row [R]."""
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row `repeats` times, for the completions of one prompt."""
-        super().batch_repeat_interleave(repeats)
-        self.key_room = self.value_room = None
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Only the given rows."""
-        super().batch_select_indices(indices)
-        self.key_room = self.value_room = None
-
-
-def make_cache(model: Any, room: int) -> Cache:
-    """A cache for `room` tokens. Layers that are no plain attention (sliding windows, state-space)
-    keep Transformers' own kind."""
-    cache = DynamicCache(config=model.config)
-    cache.layers = [
-        RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers
-    ]
-    return cache
+    def keep(self, rows: Tensor) -> None:
+        """Only these rows [R'], in this order, go on."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +46,30 @@ class Static(Sampler):
         return _Decoding(self, policy, prompts, draw).run()
 
 
+def make_engine(
+    policy: Policy, prompts: Sequence[Sequence[int]], samples: int, *, room: int
+) -> Engine:
+    """Our own decoder where the family is known, Transformers' forward for all others."""
+    decoder = policy.decoder
+    if decoder is not None:
+        from grpolab.sampling.decoding import DecoderEngine
+
+        return DecoderEngine(decoder, prompts, samples=samples, room=room, dtype=policy.dtype)
+    from grpolab.sampling.cached import CacheEngine
+
+    return CacheEngine(
+        policy.sampling_model,
+        prompts,
+        samples=samples,
+        room=room,
+        pad_id=policy.pad_id,
+        device=policy.device,
+    )
+
+
 class _Decoding:
-    """The state of one call: rows still running, their cache, and what was written so far."""
+    """The state of one call: rows still running, the engine that runs them, and what was written
+    so far."""
 
     def __init__(
         self, sampler: Static, policy: Policy, prompts: Sequence[Sequence[int]], draw: Draw
@@ -99,9 +79,6 @@ class _Decoding:
         n, width = len(prompts) * draw.samples, sampler.max_new_tokens
         source = generator(draw.seed, "sampling", *draw.indices)
         self.uniforms = torch.rand((n, width), generator=source).to(self.device)
-        ids, mask = pad_left(prompts, policy.pad_id)
-        self.prompt_ids, self.prompt_mask = ids.to(self.device), mask.to(self.device)
-        self.padded = bool((mask == 0).any())
         self.end_ids = torch.tensor(policy.end_ids, device=self.device)
         self.ids = torch.full((n, width), policy.pad_id, device=self.device)
         dtype = torch.promote_types(policy.dtype, torch.float32)
@@ -113,10 +90,10 @@ class _Decoding:
         if sampler.stop:
             self.stops = Stops(sampler.stop, policy.encoder.tokenizer, n)
         self.searched = 0  # tokens of every running row that were searched for stop strings
-        self.cache = make_cache(policy.sampling_model, ids.shape[1] + width)
+        self.engine = make_engine(policy, prompts, draw.samples, room=width)
 
     def run(self) -> Samples:
-        logits = self._prefill()
+        logits = self.engine.prefill()
         check_every = CHECK_EVERY.get(self.device.type, 8)
         for t in range(self.sampler.max_new_tokens):
             tokens = self._choose(logits, t)
@@ -126,7 +103,7 @@ class _Decoding:
                 tokens = tokens if last else self._compact(tokens)
             if last or not len(tokens):
                 break
-            logits = self._decode(tokens, t)
+            logits = self.engine.decode(tokens)
         stopped = None if self.stops is None else self.stops.places(self.device)
         mask, truncated = finish(self.ids, self.end_ids, stopped)
         width = int(mask.sum(dim=1).max())
@@ -138,26 +115,6 @@ class _Decoding:
             self.logps[:, :width].where(mask, 0.0),
             self.policy_logps[:, :width].where(mask, 0.0),
         )
-
-    def _prefill(self) -> Tensor:
-        """Logits [N, V] after the prompts, which run once each."""
-        positions = (self.prompt_mask.cumsum(dim=1) - 1).clamp(min=0)
-        output = self.policy.sampling_model(
-            input_ids=self.prompt_ids,
-            attention_mask=self.prompt_mask if self.padded else None,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        samples = self.draw.samples
-        self.cache.batch_repeat_interleave(samples)
-        self.next_position = (positions[:, -1] + 1).repeat_interleave(samples).unsqueeze(1)
-        width = self.prompt_mask.shape[1] + self.sampler.max_new_tokens
-        self.mask = self.prompt_mask.new_ones((len(self.rows), width))
-        self.mask[:, : self.prompt_mask.shape[1]] = self.prompt_mask.repeat_interleave(samples, 0)
-        logits: Tensor = output.logits[:, -1].repeat_interleave(samples, dim=0)
-        return logits
 
     def _choose(self, logits: Tensor, t: int) -> Tensor:
         """Picks and records token t of every running row [n]."""
@@ -191,24 +148,18 @@ class _Decoding:
         count = int(self.alive.sum())
         if count == 0:
             return tokens[:0]
-        if count > COMPACT_BELOW * len(tokens):
+        below = len(tokens) - 1 if self.engine.moves_cheaply else COMPACT_BELOW * len(tokens)
+        if count > below:
             return tokens
-        keep = self.alive.nonzero().squeeze(1)
-        self.cache.batch_select_indices(keep)
+        keep = running_first(self.alive)
+        self.engine.keep(keep)
         self.rows, self.alive = self.rows[keep], self.alive[keep]
-        self.next_position, self.mask = self.next_position[keep], self.mask[keep]
         return tokens[keep]
 
-    def _decode(self, tokens: Tensor, t: int) -> Tensor:
-        """Logits [n, V] after token t."""
-        seen = self.prompt_mask.shape[1] + t + 1
-        output = self.policy.sampling_model(
-            input_ids=tokens.unsqueeze(1),
-            attention_mask=self.mask[:, :seen] if self.padded else None,
-            position_ids=self.next_position,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.next_position = self.next_position + 1
-        logits: Tensor = output.logits[:, -1]
-        return logits
+
+def running_first(alive: Tensor) -> Tensor:
+    """[R'] the rows that go on, moving as few as possible: each hole is filled from the end."""
+    count = int(alive.sum())
+    rows = torch.arange(count, device=alive.device)
+    rows[~alive[:count]] = alive[count:].nonzero().squeeze(1) + count
+    return rows

@@ -43,7 +43,30 @@ class Forward:
         return dict(self.reference.named_parameters())
 
     def microbatches(self, rollouts: Rollouts, rows: Tensor) -> Iterator[tuple[Tensor, int]]:
-        """(rows, completion width): rows of like length, within the token budget."""
+        """(rows, completion width) within the token budget: groups together where their prompt is
+        run once for them, else rows of like length."""
+        if self.policy.decoder is not None:
+            yield from self._packed(rollouts, rows)
+        else:
+            yield from self._padded(rollouts, rows)
+
+    def _packed(self, rollouts: Rollouts, rows: Tensor) -> Iterator[tuple[Tensor, int]]:
+        budget = self.run.hardware.tokens_per_microbatch
+        lengths, prompts = rollouts.lengths.tolist(), rollouts.prompt_lengths.tolist()
+        chosen: list[int] = []
+        size = 0
+        for row in rows.tolist():
+            known = chosen and chosen[-1] // rollouts.group_size == row // rollouts.group_size
+            own = max(0, lengths[row] - 1)
+            if chosen and size + own + (0 if known else prompts[row]) > budget:
+                yield torch.tensor(chosen), max(1, *(lengths[r] for r in chosen))
+                chosen, size, known = [], 0, False
+            size += own + (0 if known else prompts[row])
+            chosen.append(row)
+        if chosen:
+            yield torch.tensor(chosen), max(1, *(lengths[r] for r in chosen))
+
+    def _padded(self, rollouts: Rollouts, rows: Tensor) -> Iterator[tuple[Tensor, int]]:
         budget = self.run.hardware.tokens_per_microbatch
         lengths = rollouts.lengths.cpu()
         total = lengths + rollouts.prompt_lengths.cpu()
@@ -66,6 +89,7 @@ class Forward:
         part = {
             "prompt_ids": rollouts.prompt_ids[rows][:, : int(prompt_lengths.max())],
             "prompt_lengths": prompt_lengths,
+            "groups": rows // rollouts.group_size,
             "truncated": rollouts.truncated[rows].unsqueeze(1),
         }
         for name in PER_TOKEN:
@@ -93,7 +117,8 @@ class Forward:
             model=model,
             keep_logits=self.run.kl.needs_logits,
             collision=collision,
-            evaluate=sampler.evaluate if model is None else sampler.evaluate_whole,
+            groups=part["groups"],
+            evaluation=sampler.evaluation(whole=model is not None),
         )
 
     def reference_logps(self, part: dict[str, Tensor], old_logps: Tensor) -> TokenLogps:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import torch
@@ -16,6 +16,11 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer import grpo_trainer, utils
 
 from .recorded import BATCHES, GROUP, LIMIT, PROMPTS, Batch
+
+if TYPE_CHECKING:
+    from tests.policy import policies as lab
+else:
+    import policies as lab
 
 COMMON: dict[str, Any] = {
     "num_generations": GROUP,
@@ -75,6 +80,8 @@ def train(
     total = BATCHES * updates * chosen["num_iterations"]
     args = GRPOConfig(output_dir=str(scratch), max_steps=total, **chosen)
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=dtype)
+    if dtype == torch.float64:
+        lab.wide_norms(model)
 
     def reward(label: str) -> Any:
         def score(**_: Any) -> list[float | None]:

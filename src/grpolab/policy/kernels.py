@@ -1,0 +1,62 @@
+"""Matrix products on the fastest kernel at hand.
+
+On a CPU in float32, PyTorch's own `linear` is MKL's; oneDNN's, which ships beside it, does the same
+product 1.2 to 1.3 times faster at a thousand rows and 1.5 to 2.5 times faster at the 32 rows of a
+decode step, where the weight is laid out for it beforehand. Both round as float32 does. The
+operators are those that `torch.compile` emits; where a build lacks them, `linear` serves.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@cache
+def has_onednn() -> bool:
+    """Whether this build of PyTorch has oneDNN's linear, and it works."""
+    try:
+        x, w = torch.ones(2, 2), torch.eye(2)
+        packed = torch.ops.mkldnn._reorder_linear_weight(w, 2)
+        return bool(torch.equal(torch.ops.mkldnn._linear_pointwise(x, packed, None, *PLAIN), x))
+    except (AttributeError, RuntimeError):
+        return False
+
+
+PLAIN: tuple[str, list[Any], str] = ("none", [], "")
+"""No operation behind the product."""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [n, K] @ weightᵀ [K, N] + bias [N]; no gradient."""
+    if x.device.type == "cpu" and x.dtype == torch.float32 and len(x) and has_onednn():
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, *PLAIN)
+        return found
+    return functional.linear(x, weight, bias)
+
+
+class PackedLinear:
+    """A weight [N, K] laid out for many products with `rows` rows; no gradient, and no view of the
+    original: who changes that packs anew."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int) -> None:
+        self.bias = bias
+        self.packs = (
+            weight.device.type == "cpu"
+            and weight.dtype in (torch.float32, torch.bfloat16)
+            and has_onednn()
+        )
+        self.weight = weight
+        if self.packs:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [n, K] → [n, N]."""
+        if not self.packs:
+            return functional.linear(x, self.weight, self.bias)
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *PLAIN)
+        return found

@@ -1,0 +1,188 @@
+"""A decoder's layers for training: the same mathematics as Transformers', with less kept for the
+backward pass, over packed tokens.
+
+Each function below saves what its gradient needs and no more; products run on the kernels of
+`grpolab.policy.kernels`. Below float32 the products run in the lower dtype while norms, residual
+stream and gradients of weights stay wide, as under autocast.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from grpolab.policy import kernels
+from grpolab.policy.attention import attend_packed
+from grpolab.policy.decoder import Attend, Decoder, Layer, Rotation, rotate
+from grpolab.policy.packing import Packing
+
+
+class Norm(torch.autograd.Function):
+    """y = w · x / rms(x) over the last dimension; keeps x and 1/rms."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        scale = torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        (grad,) = grads
+        unit = x * scale
+        weight_grad = None
+        if ctx.needs_input_grad[1]:
+            weight_grad = (grad * unit).flatten(0, -2).sum(dim=0)
+        grad = grad * weight
+        # d/dx of x·scale: the part of the gradient along x is taken off
+        along = (grad * unit).mean(dim=-1, keepdim=True)
+        return grad.sub_(unit.mul_(along)).mul_(scale), weight_grad, None
+
+
+class Linear(torch.autograd.Function):
+    """y = x Wᵀ + b. Products run in the dtype of x; W's gradient has W's own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        lower = None if bias is None else bias.to(x.dtype)
+        return kernels.linear(x, weight.to(x.dtype), lower)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        (grad,) = grads
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        x_grad = kernels.linear(grad, weight.to(grad.dtype).t()) if needs_x else None
+        weight_grad = (grad.t() @ x).to(weight.dtype) if needs_weight else None
+        bias_grad = grad.sum(dim=0).to(ctx.bias_dtype) if needs_bias else None
+        return x_grad, weight_grad, bias_grad
+
+
+class Rotate(torch.autograd.Function):
+    """Rotary positions; keeps nothing, since turning back is turning by −θ."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return rotate(x, (cos, sin))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return rotate(grads[0], (cos, -sin)), None, None
+
+
+class Gated(torch.autograd.Function):
+    """y = (silu(gate) · up) Wᵀ; keeps gate and up, and computes their product again."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up, weight)
+        return kernels.linear(functional.silu(gate).mul_(up), weight.to(gate.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gate, up, weight = ctx.saved_tensors
+        (grad,) = grads
+        sigmoid = gate.sigmoid()
+        silu = gate * sigmoid
+        weight_grad = None
+        if ctx.needs_input_grad[2]:
+            weight_grad = (grad.t() @ (silu * up)).to(weight.dtype)
+        inner = kernels.linear(grad, weight.to(grad.dtype).t())
+        up_grad = inner * silu
+        # silu'(z) = σ(z) + silu(z)·(1 − σ(z))
+        slope = silu.mul_(1 - sigmoid).add_(sigmoid)
+        return inner.mul_(up).mul_(slope), up_grad, weight_grad
+
+
+def project(module: Any, x: Tensor) -> Tensor:
+    """A linear module on x [n, K]; LoRA's own forward where it is one."""
+    if type(module) is torch.nn.Linear:
+        plain: Tensor = Linear.apply(x, module.weight, module.bias)  # type: ignore[no-untyped-call]
+        return plain
+    with torch.autocast(x.device.type, dtype=x.dtype, enabled=x.dtype != module_dtype(module)):
+        found: Tensor = module(x)
+        return found
+
+
+def module_dtype(module: Any) -> torch.dtype:
+    """Of a module's weights."""
+    found: torch.dtype = next(module.parameters()).dtype
+    return found
+
+
+def norm(module: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """[..., d] → [..., d] in `dtype`, computed as wide as x."""
+    found: Tensor = Norm.apply(x, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
+    return found.to(dtype)
+
+
+def hidden_states(
+    decoder: Decoder, packing: Packing, dtype: torch.dtype, *, checkpointing: bool = False
+) -> Tensor:
+    """[M, d] in `dtype`, after the last norm: those that predict the packed rows' completions.
+
+    Args:
+        dtype: of the products; norms and the residual stream are as wide as the weights.
+        checkpointing: keep each layer's input alone, and run the layer again in the backward pass.
+    """
+    x = functional.embedding(packing.tokens, decoder.embedding.weight)
+    rotation = decoder.rotation(packing.positions, torch.promote_types(dtype, torch.float32))
+
+    def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend_packed(q, k, v, packing.blocks, decoder.scaling)
+
+    for index, modules in enumerate(decoder.layers):
+        layer = TrainingLayer(decoder, modules, dtype)
+        if checkpointing and torch.is_grad_enabled():
+            x = checkpoint(layer, x, rotation, attend, index, use_reentrant=False)
+        else:
+            x = layer(x, rotation, attend, index)
+    return norm(decoder.norm, x.index_select(0, packing.predicting), dtype)
+
+
+class TrainingLayer:
+    """One layer over the trained parameters."""
+
+    def __init__(self, decoder: Decoder, layer: Layer, dtype: torch.dtype) -> None:
+        self.decoder, self.modules, self.dtype = decoder, layer, dtype
+
+    def __call__(self, x: Tensor, rotation: Rotation, attend: Attend, index: int) -> Tensor:
+        """x [n, d] → [n, d]."""
+        q, k, v = self.qkv(x, rotation)
+        x = x + project(self.modules.o, attend(index, q, k, v).to(self.dtype))
+        return x + self.mlp(norm(self.modules.mlp_norm, x, self.dtype))
+
+    def qkv(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries [n, H, D], rotated keys and values [n, Hkv, D]."""
+        m = self.modules
+        seen = norm(m.input_norm, x, self.dtype)
+        q, k, v = (
+            project(module, seen).view(len(x), -1, self.decoder.head_dim)
+            for module in (m.q, m.k, m.v)
+        )
+        if m.q_norm is not None:
+            q, k = norm(m.q_norm, q, q.dtype), norm(m.k_norm, k, k.dtype)
+        return self._rotate(q, rotation), self._rotate(k, rotation), v
+
+    def _rotate(self, x: Tensor, rotation: Rotation) -> Tensor:
+        cos, sin = (r.to(x.dtype) for r in rotation)
+        found: Tensor = Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+        return found
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """[n, d] → [n, d]."""
+        m = self.modules
+        gate, up = project(m.gate, x), project(m.up, x)
+        if type(m.down) is torch.nn.Linear and m.down.bias is None:
+            found: Tensor = Gated.apply(gate, up, m.down.weight)
+            return found
+        return project(m.down, functional.silu(gate) * up)
