@@ -82,7 +82,12 @@ class Hardware:
     master_weights: bool = setting(
         True, "weights and optimizer stay float32 below a lower dtype (autocast)"
     )
-    tokens_per_microbatch: int = setting(8192, "padded tokens per forward and backward pass", ge=1)
+    tokens_per_microbatch: int = setting(
+        8192, "tokens per forward and backward pass, padding included where there is some", ge=1
+    )
+    memory_budget: float | None = setting(
+        None, "GiB that a backward pass may keep; fewer tokens a pass where needed", gt=0
+    )
     engine: Engine = setting(
         "auto", "auto: own sampling and update kernels for Llama-like models; plain: Transformers'"
     )

@@ -15,7 +15,6 @@ from torch import Tensor
 from grpolab.config import Run
 from grpolab.policy import head
 from grpolab.rollouts import Rollouts
-from grpolab.training.measure import Sums
 from grpolab.training.update import Updater
 
 if TYPE_CHECKING:
@@ -50,6 +49,7 @@ def run_with(folder: str, engine: str, *overrides: str, budget: int) -> Run:
         f"prompts_per_step={len(PROMPTS)}",
         f"hardware.engine={engine}",
         "updates_per_batch=2",
+        "minibatches=2",  # so that the log-probs are computed beforehand
         *overrides,
     )
     hardware = replace(run.hardware, tokens_per_microbatch=budget)
@@ -75,8 +75,9 @@ def gradient(run: Run, *, exact: bool = True) -> tuple[Tensor, dict[str, float],
         assert rollouts.old_logps is not None
         noise = torch.randn(rollouts.mask.shape, generator=source, dtype=rollouts.old_logps.dtype)
         rollouts.old_logps += 0.3 * noise
-    sums = Sums()
-    updater._backward(rollouts, torch.arange(len(rollouts)), 0.1, sums)
+    rows = torch.arange(len(rollouts))
+    plan = updater._plan(rollouts, rows, (0, 0)) if run.clip.needs_plan else None
+    sums, _ = updater.backward(rollouts, rows, 0.1, plan)
     found = torch.cat([p.grad.flatten() for p in updater.parameters.values() if p.grad is not None])
     return found, sums.fetch(), rollouts
 

@@ -177,6 +177,19 @@ class Policy:
             targets, sources = zip(*pairs, strict=True)
             torch._foreach_copy_(list(targets), list(sources))
 
+    def bytes_per_token(self) -> int:
+        """About what a backward pass keeps for each token that runs: the inputs of products, norms
+        and nonlinearities of every layer, and for other families whole logits."""
+        c = self.encoder.config.get_text_config()
+        layers, d = int(c.num_hidden_layers), int(c.hidden_size)
+        inner = int(getattr(c, "intermediate_size", None) or 4 * d)
+        size = self.dtype.itemsize
+        if self.decoder is None:
+            return layers * (16 * d + 4 * inner) * max(size, 4) + 3 * 4 * int(c.vocab_size)
+        heads = (self.decoder.heads + 2 * self.decoder.kv_heads) * self.decoder.head_dim
+        kept = 2 * d * 4 + (2 * d + heads + heads // 2 + 2 * inner) * size
+        return 4 * d + (0 if self.checkpointing else layers * kept) + layers * 4 * d
+
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """The parameters that learn, by name."""
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}

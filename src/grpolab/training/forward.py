@@ -11,6 +11,7 @@ from torch import Tensor
 from grpolab.config import Run
 from grpolab.policy.policy import Policy, TokenLogps
 from grpolab.rollouts import Rollouts
+from grpolab.training.memory import token_budget
 
 PER_TOKEN = ("completion_ids", "mask", "sampler_logps", "sampler_policy_logps")
 WHERE_KNOWN = ("old_logps", "ref_logps")
@@ -24,6 +25,8 @@ class Forward:
         self.uses_reference = run.kl.needs_reference
         keeps_model = self.uses_reference and run.reference.needs_model
         self.reference: Any = policy.frozen_copy() if keeps_model else None
+        self.budget = token_budget(run.hardware, policy)
+        """Tokens of a micro-batch; running out of memory halves it for the rest of the run."""
 
     @torch.no_grad()
     def move_reference(self, step: int) -> None:
@@ -51,7 +54,7 @@ class Forward:
             yield from self._padded(rollouts, rows)
 
     def _packed(self, rollouts: Rollouts, rows: Tensor) -> Iterator[tuple[Tensor, int]]:
-        budget = self.run.hardware.tokens_per_microbatch
+        budget = self.budget
         lengths, prompts = rollouts.lengths.tolist(), rollouts.prompt_lengths.tolist()
         chosen: list[int] = []
         size = 0
@@ -67,7 +70,7 @@ class Forward:
             yield torch.tensor(chosen), max(1, *(lengths[r] for r in chosen))
 
     def _padded(self, rollouts: Rollouts, rows: Tensor) -> Iterator[tuple[Tensor, int]]:
-        budget = self.run.hardware.tokens_per_microbatch
+        budget = self.budget
         lengths = rollouts.lengths.cpu()
         total = lengths + rollouts.prompt_lengths.cpu()
         chosen: list[int] = []
@@ -81,6 +84,14 @@ class Forward:
             longest, width = max(longest, size), max(width, int(lengths[row]))
         if chosen:
             yield torch.tensor(chosen), max(1, width)
+
+    def halve(self, rollouts: Rollouts) -> bool:
+        """Halves the budget; False where micro-batches are single rows already."""
+        total = rollouts.lengths + rollouts.prompt_lengths
+        if self.budget < int(total.min()):
+            return False
+        self.budget = max(1, min(self.budget, int(total.sum())) // 2)
+        return True
 
     def part(self, rollouts: Rollouts, rows: Tensor, width: int) -> dict[str, Tensor]:
         """The tensors of some rows, completions cut to `width`."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from grpolab.config import Optimizer, Run
+from grpolab.config import Run
 from grpolab.objective.clip import Plan
 from grpolab.objective.loss import Objective
 from grpolab.objective.masked import from_here_on, valid
@@ -20,6 +20,11 @@ from grpolab.rollouts import Rollouts
 from grpolab.training.clock import Clock
 from grpolab.training.forward import Forward, cut
 from grpolab.training.measure import Sums, measure, step_metrics
+from grpolab.training.memory import is_out_of_memory
+from grpolab.training.optimizer import lr_at, make_optimizer, set_lr
+
+Seen = dict[str, Tensor]
+"""Log-probs [N, T] by their name in `Rollouts`."""
 
 
 class TrainingFailed(RuntimeError):
@@ -47,10 +52,10 @@ class Updater:
 
     @property
     def scores_before(self) -> bool:
-        """Whether old log-probs are needed before the first update. With a single update per
-        batch, they are the update's own, detached: a forward pass saved, and r = 1 exactly."""
+        """Whether old log-probs are needed before the first update. Where that update reads the
+        whole batch, they are its own, detached: a forward pass saved, and r = 1 exactly."""
         reads = self.run.advantage.needs_distribution or self.run.selection.replays
-        return self.run.updates_per_batch > 1 or self.kl_in_reward or reads
+        return self.run.minibatches > 1 or self.kl_in_reward or reads
 
     # -- before the update ---------------------------------------------------------------------
 
@@ -136,8 +141,14 @@ class Updater:
             if not len(groups):
                 continue
             rows = (groups.unsqueeze(1) * group + torch.arange(group)).flatten()
-            own = Sums()
-            self._backward(rollouts, rows, beta, own, noise=(step, done))
+            with self.clock("logps"):
+                plan = self._plan(rollouts, rows, (step, done)) if run.clip.needs_plan else None
+            self.optimizer.zero_grad(set_to_none=True)
+            with self.clock("backward"):
+                own, seen = self.backward(rollouts, rows, beta, plan)
+            if run.minibatches == 1:  # all rows, by the weights that generated them
+                for name, values in seen.items():
+                    setattr(rollouts, name, values)
             with self.clock("optimizer"):
                 norms.append(self._step())
             sums.merge(own)
@@ -154,33 +165,77 @@ class Updater:
         for _ in range(self.run.epochs):
             yield from torch.arange(groups).tensor_split(self.run.minibatches)
 
-    def _backward(
-        self,
-        rollouts: Rollouts,
-        rows: Tensor,
-        beta: float,
-        sums: Sums,
-        noise: tuple[int, int] = (0, 0),
-    ) -> None:
-        run = self.run
-        mask = rollouts.mask[rows.to(rollouts.mask.device)]
-        weights = run.aggregation.weights(
-            mask, group_size=rollouts.group_size, max_length=run.sampler.max_new_tokens
+    def backward(
+        self, rollouts: Rollouts, rows: Tensor, beta: float, plan: Plan | None = None
+    ) -> tuple[Sums, Seen]:
+        """Puts the gradient of an optimizer step into the parameters' `grad`.
+
+        Out of memory, it begins again with micro-batches of half the size: the same gradient.
+
+        Returns:
+            what was measured, and the log-probs that were computed, by their name in `rollouts`.
+        """
+        while True:
+            try:
+                return self._microbatches(rollouts, rows, beta, plan)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if not self.forward.halve(rollouts):
+                    raise TrainingFailed(
+                        "out of memory in an update although its micro-batches are single rows; "
+                        "hardware.gradient_checkpointing=true or a smaller "
+                        "sampler.max_new_tokens needs less"
+                    ) from error
+                problem = str(error).splitlines()[0]
+            # behind the handler: the traceback holds on to the tensors of the failed micro-batch
+            self.optimizer.zero_grad(set_to_none=True)
+            warnings.warn(
+                f"out of memory in an update ({problem}); it goes on with micro-batches of "
+                f"{self.forward.budget} tokens",
+                stacklevel=2,
+            )
+
+    def _microbatches(
+        self, rollouts: Rollouts, rows: Tensor, beta: float, plan: Plan | None
+    ) -> tuple[Sums, Seen]:
+        sums = Sums()
+        seen: Seen = {}
+        weights = self.run.aggregation.weights(
+            rollouts.mask[rows.to(rollouts.mask.device)],
+            group_size=rollouts.group_size,
+            max_length=self.run.sampler.max_new_tokens,
         )
-        with self.clock("logps"):
-            plan = self._plan(rollouts, rows, noise) if run.clip.needs_plan else None
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.clock("backward"):
-            for part, own, width in self._parts(rollouts, rows):
+        learns = self._learning(rollouts, rows, beta)
+        for wanted in (True, False):
+            for part, own, width in self._parts(rollouts, rows, learns == wanted):
                 mine = None if plan is None else {k: cut(v[own], width) for k, v in plan.items()}
-                self._microbatch(part, weights[own], mine, beta, sums)
+                found = self._microbatch(part, weights[own], mine, beta, sums, learns=wanted)
+                for name, values in found.items():
+                    whole = seen.setdefault(name, self._empty(rollouts.mask))
+                    whole[rows[own.cpu()], :width] = values.to(whole)
+        if not bool(learns.any()):  # the optimizer's moments decay all the same
+            for parameter in self.parameters.values():
+                parameter.grad = torch.zeros_like(parameter)
+        return sums, seen
+
+    def _learning(self, rollouts: Rollouts, rows: Tensor, beta: float) -> Tensor:
+        """[n] rows that can have a gradient. The others, of groups whose answers are all right or
+        all wrong for most estimators, run forward alone, for what is measured."""
+        if (self.objective.kl_in_loss and beta) or not self.run.clip.needs_advantage:
+            return torch.ones(len(rows), dtype=torch.bool)
+        index = rows.to(rollouts.mask.device)
+        counts = rollouts.mask[index] & (rollouts.advantage_rows()[index] != 0)
+        return counts.any(dim=1).cpu()  # NaN is not 0, and is to be seen
 
     def _parts(
-        self, rollouts: Rollouts, rows: Tensor
+        self, rollouts: Rollouts, rows: Tensor, wanted: Tensor | None = None
     ) -> Iterator[tuple[dict[str, Tensor], Tensor, int]]:
-        """(tensors, places among `rows`, completion width) of each micro-batch of some rows."""
+        """(tensors, places among `rows`, completion width) of each micro-batch of some rows: those
+        `wanted` [n], by default all."""
         place = {int(row): i for i, row in enumerate(rows)}
-        for chosen, width in self.forward.microbatches(rollouts, rows):
+        chosen_rows = rows if wanted is None else rows[wanted]
+        for chosen, width in self.forward.microbatches(rollouts, chosen_rows):
             own = torch.tensor([place[int(r)] for r in chosen], device=rollouts.mask.device)
             yield self.forward.part(rollouts, chosen, width), own, width
 
@@ -211,10 +266,19 @@ class Updater:
         return plan
 
     def _microbatch(
-        self, part: dict[str, Tensor], weights: Tensor, plan: Plan | None, beta: float, sums: Sums
-    ) -> None:
+        self,
+        part: dict[str, Tensor],
+        weights: Tensor,
+        plan: Plan | None,
+        beta: float,
+        sums: Sums,
+        *,
+        learns: bool = True,
+    ) -> Seen:
+        """Adds a micro-batch's gradient, where it has one, and its measurements; the log-probs that
+        `rollouts` did not know yet."""
         mask = part["mask"]
-        with torch.enable_grad():
+        with torch.set_grad_enabled(learns):
             now = self.forward.logps(part)
             old = part.get("old_logps", now.logps.detach())
             base = None
@@ -239,8 +303,9 @@ class Updater:
             )
             weights = weights.to(losses.total.dtype)
             loss = (losses.total * weights).sum()
-            scaled: Tensor = self.scaler.scale(loss)
-            torch.autograd.backward([scaled])
+            if learns:
+                scaled: Tensor = self.scaler.scale(loss)
+                torch.autograd.backward([scaled])
         with torch.no_grad():
             sums.add("loss/policy", (losses.policy * weights).sum())
             sums.add("loss/kl", (losses.kl * weights).sum())
@@ -256,6 +321,10 @@ class Updater:
                 ref=None if base is None else (now.kl_logps, base.logps),
                 clip_metrics=losses.metrics,
             )
+        found = {"old_logps": old}
+        if base is not None and self.run.reference.needs_model:
+            found["ref_logps"] = base.logps
+        return {name: values for name, values in found.items() if name not in part}
 
     def _step(self) -> float:
         """One optimizer step; the gradient's norm. A non-finite gradient skips it."""
@@ -291,41 +360,3 @@ class Updater:
 def unless_known(now: Tensor, known: Tensor | None, fresh: Tensor) -> Tensor:
     """`now` in fresh rows [N, 1]; in the others what is known from their own time."""
     return now if known is None else torch.where(fresh, now, known.to(now))
-
-
-def make_optimizer(settings: Optimizer, parameters: list[torch.nn.Parameter]) -> torch.optim.AdamW:
-    """AdamW, fused where the device has it."""
-    fused = parameters[0].device.type in ("cpu", "cuda")
-    spares = settings.decay == "matrices"
-    spared = [p for p in parameters if p.dim() < 2 and spares]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.dim() > 1 or not spares]}
-    ]
-    if spared:
-        groups.append({"params": spared, "weight_decay": 0.0})
-    return torch.optim.AdamW(
-        groups,
-        lr=settings.lr,
-        betas=(settings.betas[0], settings.betas[1]),
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-        fused=fused,
-    )
-
-
-def lr_at(settings: Optimizer, step: int, steps: int) -> float:
-    """The learning rate of a step, counted from 0."""
-    if step < settings.warmup_steps:
-        return settings.lr * (step + 1) / settings.warmup_steps
-    done = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
-    if settings.schedule == "linear":
-        return settings.lr * (1 - done)
-    if settings.schedule == "cosine":
-        return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
-    return settings.lr
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """The same learning rate for all parameters."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr

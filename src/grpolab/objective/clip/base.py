@@ -49,6 +49,9 @@ class Clip(ABC):
     """With `level` "sequence": each token's loss has its own advantage all the same."""
     plans: ClassVar[bool] = False
     """`plan_rows` is implemented."""
+    needs_advantage: ClassVar[bool] = False
+    """A token whose advantage is 0 has no gradient, so that rows without advantages need no
+    backward pass."""
 
     masks: list[Any] = setting(
         [], "token masks on top: names, or {name: …, settings} (`grpolab list mask`)"

@@ -31,6 +31,7 @@ class ClipCov(PPO):
     """
 
     name: ClassVar[str] = "clip_cov"
+    needs_advantage: ClassVar[bool] = True
     plans: ClassVar[bool] = True
 
     share: float = setting(2e-4, "share of the step's tokens that get no gradient", gt=0, le=1)
@@ -103,6 +104,7 @@ class BAPO(Clip):
     """
 
     name: ClassVar[str] = "bapo"
+    needs_advantage: ClassVar[bool] = True
     plans: ClassVar[bool] = True
 
     low: list[float] = setting([0.6, 0.9], "c_low: first and largest value", ge=0, lt=math.inf)

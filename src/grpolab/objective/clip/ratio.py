@@ -21,6 +21,7 @@ class Reinforce(Clip):
     """−A·lp: the plain policy gradient; the ratio plays no part."""
 
     name: ClassVar[str] = "reinforce"
+    needs_advantage: ClassVar[bool] = True
 
     def formula(self, x: Tokens, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
         return -x.advantages * x.logps, never(x.d), never(x.d)
@@ -31,6 +32,7 @@ class NoClip(Clip):
     """−r·A: importance ratio without a clip."""
 
     name: ClassVar[str] = "none"
+    needs_advantage: ClassVar[bool] = True
 
     def formula(self, x: Tokens, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
         return -safe_exp(x.d) * x.advantages, never(x.d), never(x.d)
@@ -46,6 +48,7 @@ class PPO(Clip):
     """
 
     name: ClassVar[str] = "ppo"
+    needs_advantage: ClassVar[bool] = True
 
     low: float = setting(0.2, "the ratio is clipped below 1 − low", ge=0)
     high: float = setting(0.2, "the ratio is clipped above 1 + high", ge=0)
@@ -65,6 +68,7 @@ class DualClip(PPO):
     """
 
     name: ClassVar[str] = "dual"
+    needs_advantage: ClassVar[bool] = True
 
     c: float = setting(3.0, "where A < 0 the loss is at most c·|A|", gt=1, lt=math.inf)
 
@@ -87,6 +91,7 @@ class TwoSided(PPO):
     """
 
     name: ClassVar[str] = "two_sided"
+    needs_advantage: ClassVar[bool] = True
 
     delta: float = setting(4.0, "the unclipped ratio stops at delta, above 1 + high", gt=1)
 
@@ -118,6 +123,7 @@ class DPPO(Clip):
     """
 
     name: ClassVar[str] = "dppo"
+    needs_advantage: ClassVar[bool] = True
 
     divergence: Literal["tv", "kl"] = setting("tv", "tv: p − μ; kl: the binary KL")
     low: float = setting(0.2, "largest divergence downwards, where A ≤ 0", ge=0)
@@ -161,6 +167,7 @@ class FIPO(PPO):
     """
 
     name: ClassVar[str] = "fipo"
+    needs_advantage: ClassVar[bool] = True
 
     half_life: float = setting(32.0, "tokens after which a log-ratio counts half", gt=0)
     influence: float | None = setting(0.2, "the weight is clipped to 1 ± influence", gt=0)

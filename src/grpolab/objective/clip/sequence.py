@@ -23,6 +23,7 @@ class GSPO(Clip):
     """
 
     name: ClassVar[str] = "gspo"
+    needs_advantage: ClassVar[bool] = True
     level: ClassVar[str] = "sequence"
 
     low: float = setting(3e-4, "the sequence ratio is clipped below 1 − low", ge=0)
@@ -48,6 +49,7 @@ class GSPOToken(GSPO):
     """
 
     name: ClassVar[str] = "gspo_token"
+    needs_advantage: ClassVar[bool] = True
     token_wise: ClassVar[bool] = True
 
     def _ratio(self, x: Tokens, mean: Tensor) -> Tensor:
@@ -64,6 +66,7 @@ class LUSPO(GSPO):
     """
 
     name: ClassVar[str] = "luspo"
+    needs_advantage: ClassVar[bool] = True
 
     low: float = setting(2e-3, "the sequence ratio is clipped below 1 − low", ge=0)
     high: float = setting(2.5e-3, "the sequence ratio is clipped above 1 + high", ge=0)
@@ -85,6 +88,7 @@ class GMPO(Clip):
     """
 
     name: ClassVar[str] = "gmpo"
+    needs_advantage: ClassVar[bool] = True
     level: ClassVar[str] = "sequence"
 
     low: float = setting(0.4, "the log-ratio is clipped below −low where A < 0", ge=0)

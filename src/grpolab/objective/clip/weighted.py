@@ -25,6 +25,7 @@ class CISPO(Clip):
     """
 
     name: ClassVar[str] = "cispo"
+    needs_advantage: ClassVar[bool] = True
 
     ratio_min: float = setting(0.0, "smallest weight", ge=0)
     ratio_max: float = setting(5.0, "largest weight", gt=0)
@@ -54,6 +55,7 @@ class TruncatedIS(Clip):
     """
 
     name: ClassVar[str] = "tis_pg"
+    needs_advantage: ClassVar[bool] = True
 
     ratio_max: float = setting(1.0, "largest weight", gt=0)
 
@@ -79,6 +81,7 @@ class TOPR(Clip):
     """
 
     name: ClassVar[str] = "topr"
+    needs_advantage: ClassVar[bool] = True
 
     def formula(self, x: Tokens, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
         good = (x.advantages if x.rewards is None else x.rewards) > 0
@@ -103,6 +106,7 @@ class SAPO(Clip):
     """
 
     name: ClassVar[str] = "sapo"
+    needs_advantage: ClassVar[bool] = True
 
     tau_positive: float = setting(1.0, "steepness of the gate where A > 0", gt=0)
     tau_negative: float = setting(1.05, "steepness of the gate elsewhere", gt=0)
@@ -127,6 +131,7 @@ class VESPO(Clip):
     """
 
     name: ClassVar[str] = "vespo"
+    needs_advantage: ClassVar[bool] = True
     level: ClassVar[str] = "sequence"
     token_wise: ClassVar[bool] = True
 
