@@ -22,6 +22,8 @@ from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any
 
+from grpolab.deferred import deferred
+
 MODULES: dict[str, tuple[str, ...]] = {
     "task": (
         "tasks.arithmetic",
@@ -130,8 +132,15 @@ def registry(group: str) -> dict[str, type]:
             f"unknown group {group!r}; allowed: {', '.join(MODULES)}{nearest(group, MODULES)}"
         )
     found: dict[str, type] = {}
-    for module in MODULES[group]:
-        _collect(importlib.import_module(f"grpolab.{module}"), group, found)
+    with deferred():
+        for module in MODULES[group]:
+            _collect(importlib.import_module(f"grpolab.{module}"), group, found)
+    return found | outside(group)
+
+
+def outside(group: str) -> dict[str, type]:
+    """The components of a group that other packages add by entry point."""
+    found: dict[str, type] = {}
     for entry in entry_points(group=ENTRY_POINTS):
         loaded = entry.load()
         if isinstance(loaded, ModuleType):

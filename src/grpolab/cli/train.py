@@ -115,7 +115,7 @@ def _hand_to_hydra(command: Command, sweep_id: str | None = None) -> None:
     import hydra
 
     from grpolab.sweep.compose import register_outside_components
-    from grpolab.sweep.job import hydra_job
+    from grpolab.sweep.launch import hydra_job
 
     register_outside_components()
     words = list(command.overrides)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 from grpolab.component import ConfigError
 from grpolab.config import Hardware, Lora, Model
 from grpolab.policy.decoder import Decoder
+from grpolab.policy.evaluation import Evaluate, Evaluation
 from grpolab.policy.head import token_head
 from grpolab.policy.layers import hidden_states
 from grpolab.policy.locate import locate
@@ -65,23 +66,6 @@ class TokenLogps:
         """[n, T] log-probs over the whole vocabulary, which the KL compares with the
         reference's."""
         return self.logps if self.whole is None else self.whole
-
-
-Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(logits [n, T, V], tokens [n, T]) → (logits of the distribution evaluated, the same over the
-whole vocabulary): one tensor where nothing is left out."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Which distribution a forward pass evaluates: softmax(scale · logits), or what `evaluate`
-    makes of the logits."""
-
-    scale: float = 1.0
-    """1 / temperature, where the support is the whole vocabulary."""
-    evaluate: Evaluate | None = None
-    whole: bool = True
-    """Whether the scale says all there is to say; `evaluate` then does the same."""
 
 
 class Encoder:

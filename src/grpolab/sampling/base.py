@@ -6,13 +6,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from grpolab.objective.settings import setting
-from grpolab.policy.policy import Evaluation, Policy
+from grpolab.policy.evaluation import Evaluation
+
+if TYPE_CHECKING:
+    from grpolab.policy.policy import Policy
 
 
 @dataclass(frozen=True)

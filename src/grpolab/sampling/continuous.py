@@ -7,18 +7,20 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from grpolab.component import ConfigError
 from grpolab.objective.settings import setting
-from grpolab.policy.policy import Policy
 from grpolab.rng import derive, global_stream
 from grpolab.sampling.base import Draw, Sampler, Samples, finish
 from grpolab.sampling.hf import warpers
 from grpolab.sampling.stops import Stops
+
+if TYPE_CHECKING:
+    from grpolab.policy.policy import Policy
 
 PAGE = {"cpu": 16}  # tokens of a cache page; elsewhere what paged flash attention wants: 256
 SPARE = 1.25  # cache beyond what `rows` completions need: below 15 % free, none is admitted

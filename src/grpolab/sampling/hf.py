@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from grpolab.policy.policy import Policy
 from grpolab.rng import global_stream
 from grpolab.sampling.base import Draw, Sampler, Samples, finish, pad_left, token_logp
 from grpolab.sampling.stops import Stops
+
+if TYPE_CHECKING:
+    from grpolab.policy.policy import Policy
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grpolab.component import MISSING, ConfigError, registry, settings_of
+from grpolab.component import MISSING, ConfigError, outside, settings_of
 from grpolab.config import COMPONENTS
 from grpolab.sweep.explain import conf_dir, explain, first_line
 
@@ -177,7 +177,7 @@ def register_outside_components() -> None:
 
     store = ConfigStore.instance()
     for group in COMPONENTS:
-        for name, cls in registry(group).items():
+        for name, cls in outside(group).items():
             if (conf_dir() / group / f"{name}.yaml").exists():
                 continue
             node: dict[str, Any] = {"name": name}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grpolab.component import nearest, registry, settings_of
+from grpolab.component import nearest, outside, registry, settings_of
 from grpolab.config import COMPONENTS, SETTINGS, Run
 
 
@@ -22,7 +22,7 @@ def choices(group: str) -> list[str]:
     """The choices of a config group: its YAML files, and the components of other packages."""
     folder = conf_dir() / group
     files = {str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml")}
-    return sorted(files | (set(registry(group)) if group in COMPONENTS else set()))
+    return sorted(files | set(outside(group)))
 
 
 def default_choice(group: str) -> str:

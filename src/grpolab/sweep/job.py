@@ -18,15 +18,6 @@ from grpolab.training.loop import Interrupted, Trainer
 from grpolab.training.update import TrainingFailed
 
 
-def hydra_job(config: Any) -> str:
-    """The task function of a Hydra multirun: its state as text."""
-    from omegaconf import OmegaConf
-
-    raw = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(raw, dict)
-    return run_job({str(k): v for k, v in raw.items()})
-
-
 def run_job(raw: dict[str, Any]) -> str:
     """Runs one resolved configuration to its end: done, failed, interrupted or busy.
 

@@ -6,13 +6,17 @@ import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grpolab.component import ConfigError
 from grpolab.config import Model, Run
-from grpolab.policy.policy import Encoder, pick_device
+from grpolab.deferred import load
+from grpolab.policy.locate import locate
 from grpolab.tasks.base import Examples, Task, TaskError
 from grpolab.tracking.mlflow import check_reachable, default_uri
+
+if TYPE_CHECKING:
+    from grpolab.policy.policy import Encoder
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,16 @@ def check(run: Run) -> Ready:
     Raises:
         ConfigError: one sentence; nothing has been written.
     """
-    pick_device(run.hardware.device)
     check_writable(run.output_dir)
     if run.tracking.mlflow and run.tracking.uri is not None:
         _reachable(run.tracking.uri)
     examples = load_examples(run.task)
+    locate(run.model.name)
+    # What needs no torch has been refused by now
+    load()
+    from grpolab.policy.policy import pick_device
+
+    pick_device(run.hardware.device)
     encoder = load_encoder(run.model.name, run.model)
     check_room(run, encoder, examples)
     prepare = getattr(run.reward, "prepare", None)
@@ -92,6 +101,8 @@ _encoders: dict[str, Encoder] = {}
 
 def load_encoder(name: str, settings: Model) -> Encoder:
     """A model's tokenizer and config; loaded once per process."""
+    from grpolab.policy.policy import Encoder
+
     key = repr(settings)
     if key not in _encoders:
         _encoders[key] = Encoder(settings)

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-
 from grpolab.objective.settings import setting
 from grpolab.tasks.base import Example, Examples, Task, TaskError
 from grpolab.tasks.tables import did_you_mean
@@ -188,6 +186,8 @@ def quiet_random_state(seed: int) -> Iterator[None]:
     Importing reasoning_gym 0.1.25 moves the global stream of `random`, pool_matrix reseeds NumPy's,
     and list_functions draws from the global stream: without a seed it differs from run to run.
     """
+    import numpy as np
+
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002

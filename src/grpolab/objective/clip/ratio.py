@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from grpolab.objective.clip.base import Clip, clipped_surrogate, never, unclamped_ratio
@@ -200,6 +199,6 @@ def discounted_from_here_on(x: Tensor, discount: float) -> Tensor:
     """
     total, window = x, 1
     while window < x.shape[1]:
-        total = total + discount**window * F.pad(total[:, window:], (0, window))
+        total = total + discount**window * torch.nn.functional.pad(total[:, window:], (0, window))
         window *= 2
     return total

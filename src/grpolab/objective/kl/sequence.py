@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from grpolab.objective.kl.base import ReferenceKL
@@ -77,4 +76,4 @@ class SeedKLDiv(ReferenceKL):
         floor = torch.finfo(logps.dtype).min
         log_p = torch.log_softmax(torch.where(mask, logps, floor), dim=1)
         q = torch.softmax(torch.where(mask, other, floor), dim=1)
-        return F.kl_div(log_p, q, reduction="none")
+        return torch.nn.functional.kl_div(log_p, q, reduction="none")

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from grpolab.objective.kl.base import ReferenceKL, k3, ratio
@@ -22,7 +21,7 @@ VALUES: dict[str, Callable[[Tensor], Tensor]] = {
     "k1": lambda d: d,
     "k2": lambda d: d.square() / 2,
     "k3": k3,
-    "abs": torch.abs,
+    "abs": lambda d: d.abs(),
 }
 NO_GRADIENT = "of which a reward sees the value alone, that of its base"
 IN_REWARD = {"reward": NO_GRADIENT, "reward_to_go": NO_GRADIENT}
