@@ -85,8 +85,11 @@ made = {
     "correction": component("correction", "none"),
 }
 assert "torch" not in sys.modules
-holders = [m for n, m in list(sys.modules.items())
-           if n.startswith("grpolab.objective.") and any(v is deferred._TORCH for v in vars(m).values())]
+holders = [
+    module for name, module in list(sys.modules.items())
+    if name.startswith("grpolab.objective.")
+    and any(value is deferred._TORCH for value in vars(module).values())
+]
 assert len(holders) > 5
 import torch  # by somebody else, past the stand-in
 
