@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import Metric
+from sqlalchemy import create_engine
 
 from grpolab.component import ConfigError
 from grpolab.sweep.compose import Command, expand
@@ -22,9 +27,11 @@ from grpolab.tracking.folder import RunFolder
 from grpolab.tracking.mlflow import (
     METRICS_PER_CALL,
     MlflowRun,
+    _unsynchronised,
     check_reachable,
     connect,
     default_uri,
+    make_schema,
     safe_name,
     start_run,
     whole_steps,
@@ -68,6 +75,40 @@ def test_a_step_larger_than_a_call_still_goes_out() -> None:
     batch = entries(0, METRICS_PER_CALL + 5)
     part, rest = whole_steps(batch)
     assert (len(part), len(rest)) == (METRICS_PER_CALL, 5)
+
+
+# -- the schema ------------------------------------------------------------------------------------
+
+
+def dump(path: Path) -> list[str]:
+    """What makes up a store but for the times in it, in no order, nor its clauses in any."""
+    with sqlite3.connect(path) as connection:
+        lines = [re.sub(r"\b\d{13}\b", "time", line) for line in connection.iterdump()]
+    return sorted("|".join(sorted(re.split(r"[\s,]+", line))) for line in lines)
+
+
+def test_the_schema_made_beside_is_mlflows_own(tmp_path: Path) -> None:
+    make_schema(tmp_path / "ours.db")
+    MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'theirs.db'}").get_experiment_by_name("x")
+    assert dump(tmp_path / "ours.db") == dump(tmp_path / "theirs.db")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ours.db", "theirs.db"]
+
+
+def test_a_store_that_is_there_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("somebody's")
+    make_schema(tmp_path / "mlflow.db")
+    assert (tmp_path / "mlflow.db").read_text() == "somebody's"
+
+
+def test_only_the_scratch_file_is_not_waited_for(tmp_path: Path) -> None:
+    with _unsynchronised(tmp_path / "a.db"):
+        levels = []
+        for name in ("a.db", "b.db"):
+            with create_engine(f"sqlite:///{tmp_path / name}").connect() as connection:
+                levels.append(connection.exec_driver_sql("PRAGMA synchronous").scalar())
+    assert levels == [0, 2]
+    with create_engine(f"sqlite:///{tmp_path / 'a.db'}").connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
 
 
 # -- a real store ----------------------------------------------------------------------------------
@@ -238,8 +279,10 @@ def test_a_run_goes_on_without_its_store(
 ) -> None:
     began = MlflowRun.log
 
-    def log_then_vanish(self: MlflowRun, step: int, metrics: dict[str, float]) -> None:
-        began(self, step, metrics)
+    def log_then_vanish(
+        self: MlflowRun, step: int, metrics: dict[str, float], at: float | None = None
+    ) -> None:
+        began(self, step, metrics, at)
         if step == 1:
             for name in ("log_batch", "log_text", "log_table", "set_terminated"):
                 monkeypatch.setattr(MlflowClient, name, away)
@@ -264,6 +307,38 @@ def test_a_store_without_room_for_artifacts_gets_the_metrics(
     assert client.get_run(known["run_id"]).info.status == "FINISHED"
     found = client.get_metric_history(known["run_id"], "tokens/generated")
     assert sorted(m.step for m in found) == [0, 1, 2]
+
+
+@pytest.mark.usefixtures("_torch_as_it_was")
+def test_the_store_is_met_beside_the_first_steps(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met = threading.Event()
+    ordinary = RunFolder.append_metrics
+
+    def append(self: RunFolder, step: int, metrics: dict[str, float]) -> None:
+        ordinary(self, step, metrics)
+        if step == 1:
+            met.set()
+
+    def create_run(self: MlflowClient, *args: Any, **kwargs: Any) -> Any:
+        assert met.wait(60), "the first step waited for the store"
+        return create(self, *args, **kwargs)
+
+    create = MlflowClient.create_run
+    monkeypatch.setattr(RunFolder, "append_metrics", append)
+    monkeypatch.setattr(MlflowClient, "create_run", create_run)
+    before = time.time() * 1000
+    assert run_job(raw) == "done"
+    known = only_run(tmp_path).read_json("mlflow.json")
+    client = MlflowClient(tracking_uri=known["uri"])
+    found = sorted(
+        client.get_metric_history(known["run_id"], "tokens/generated"), key=lambda m: m.step
+    )
+    assert [m.step for m in found] == [0, 1, 2]
+    times = [m.timestamp for m in found]
+    assert times == sorted(times)
+    assert times[0] >= int(before)
 
 
 def test_a_store_that_is_gone_fails_its_job_and_no_other(

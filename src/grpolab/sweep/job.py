@@ -9,8 +9,9 @@ from typing import Any
 from grpolab.component import ConfigError
 from grpolab.config import Run, bind_run, job_id
 from grpolab.sweep.manifest import BASELINE, manifest_path, read_manifest
-from grpolab.sweep.preflight import Ready, check, plain, tracking_uri
+from grpolab.sweep.preflight import Ready, check
 from grpolab.sweep.progress import Progress
+from grpolab.sweep.trackers import Trackers
 from grpolab.tracking.folder import Busy, RunFolder
 from grpolab.tracking.provenance import provenance
 from grpolab.training import checkpoint
@@ -40,10 +41,10 @@ def run_job(raw: dict[str, Any]) -> str:
 def _train(run: Run, raw: dict[str, Any], folder: RunFolder, ready: Ready) -> str:
     identity = _identity(run, raw)
     _describe(folder, raw, identity)
-    trackers = _Trackers(run, folder)
+    trackers = Trackers(run, folder, raw, identity, ready.examples.source)
     try:
-        trackers.open(raw, identity, ready)
         trainer = Trainer(run, ready.encoder, ready.examples, folder)
+        trackers.open()
         with Progress(run, identity, enabled=run.tracking.progress) as progress:
             trackers.backfill(up_to=_checkpoint_step(folder))
 
@@ -112,84 +113,3 @@ def _checkpoint_step(folder: RunFolder) -> int:
 
     found = checkpoint.find(folder.path)
     return json.loads((found / "state.json").read_text())["step"] if found else -1
-
-
-class _Trackers:
-    """MLflow, where it is on; its run is found again when a job resumes."""
-
-    def __init__(self, run: Run, folder: RunFolder) -> None:
-        self.run, self.folder = run, folder
-        self.mlflow: Any = None
-
-    def open(self, raw: dict[str, Any], identity: dict[str, Any], ready: Ready) -> None:
-        """Finds or makes the MLflow run."""
-        if not self.run.tracking.mlflow:
-            return
-        from grpolab.tracking import mlflow as tracking
-
-        uri = tracking_uri(self.run)
-        client, experiment = tracking.connect(uri, self.run.output_dir, self.run.study)
-        known = self.folder.read_json("mlflow.json")
-        if known is None or known["uri"] != uri or checkpoint.find(self.folder.path) is None:
-            if known is not None and known["uri"] == uri:
-                client.delete_run(known["run_id"])  # a start that never reached a checkpoint
-            run_id = tracking.start_run(
-                client,
-                experiment,
-                name=f"{identity['arm']} seed {identity['seed']}",
-                tags=_tags(identity, raw),
-                params=_params(raw, identity),
-                parent=identity["parent_run_id"],
-                source=ready.examples.source,
-            )
-            self.folder.write_json("mlflow.json", {"uri": uri, "run_id": run_id})
-        else:
-            run_id = known["run_id"]
-            parent = identity["parent_run_id"]
-            moved = {"mlflow.parentRunId": parent} if parent else {}
-            tracking.reopen(client, run_id, _tags(identity, raw) | moved)
-        self.mlflow = tracking.MlflowRun(client, run_id, self.run.tracking.flush_seconds)
-
-    def backfill(self, up_to: int) -> None:
-        """Sends what metrics.jsonl has up to the checkpoint and the store lacks."""
-        for step, metrics in self.folder.metrics():
-            if step <= up_to:
-                self.log(step, metrics)
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        if self.mlflow is not None:
-            self.mlflow.log(step, metrics)
-
-    def finish(self, status: str) -> None:
-        """Ends the MLflow run; a store that is away costs nothing but a note in the folder."""
-        if self.mlflow is None:
-            return
-        try:
-            self.mlflow.finish(status)  # before the artifacts, which may fail on their own
-            for name in ("provenance.json", "config.yaml"):
-                self.mlflow.log_text((self.folder.path / name).read_text(), name)
-            samples = self.folder.path / "samples.jsonl"
-            if samples.exists():
-                self.mlflow.log_samples(samples)
-        except Exception as error:
-            self.mlflow.error = f"{type(error).__name__}: {error}"
-        cost = {"seconds": self.mlflow.seconds, "error": self.mlflow.error}
-        self.folder.write_json("tracking.json", cost)
-
-
-def _tags(identity: dict[str, Any], raw: dict[str, Any]) -> dict[str, str]:
-    from grpolab.tracking.provenance import _git
-
-    tags = {f"grpolab.{k}": str(identity[k]) for k in ("study", "job_id", "arm", "seed")}
-    if identity["sweep"]:
-        tags["grpolab.sweep"] = str(identity["sweep"])
-    tags["grpolab.baseline"] = "true" if identity["baseline"] else "false"
-    sha = _git("rev-parse", "HEAD")
-    return tags | ({"mlflow.source.git.commit": sha} if sha else {})
-
-
-def _params(raw: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
-    """Every setting under its config key, and the swept factors under theirs."""
-    flat = plain({k: v for k, v in raw.items() if k != "tracking"})
-    factors: dict[str, Any] = identity["factors"]
-    return {k: v for k, v in flat.items() if v is not None} | factors

@@ -10,10 +10,13 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 import socket
+import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -74,6 +77,8 @@ def connect(uri: str, output_dir: str | Path, study: str) -> tuple[Any, str]:
     folder = Path(output_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(str(folder / ".mlflow.lock")):
+        if uri == default_uri(output_dir):
+            make_schema(folder / "mlflow.db")
         client = MlflowClient(tracking_uri=uri)
         found = client.get_experiment_by_name(study)
         if found is not None:
@@ -81,6 +86,46 @@ def connect(uri: str, output_dir: str | Path, study: str) -> tuple[Any, str]:
         local = uri.startswith("sqlite")
         artifacts = (folder / "mlartifacts" / study).as_uri() if local else None
         return client, str(client.create_experiment(study, artifact_location=artifacts))
+
+
+def make_schema(path: Path) -> None:
+    """An empty sqlite store at `path`, unless there is one.
+
+    MLflow's migrations commit some hundred times, each waiting for the disk: most of what the
+    first run would wait for. They are run on a scratch file without waiting, which is put in place
+    whole. A kill in between leaves no store instead of half of one.
+    """
+    from mlflow import MlflowClient
+
+    if path.exists():
+        return
+    with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as scratch:
+        made = Path(scratch) / "made.db"
+        with _unsynchronised(made):
+            MlflowClient(tracking_uri=f"sqlite:///{made}").get_experiment_by_name("Default")
+        whole = Path(scratch) / "whole.db"  # a copy, since MLflow keeps the other one open
+        shutil.copyfile(made, whole)
+        with whole.open("rb+") as file:
+            os.fsync(file.fileno())
+        whole.replace(path)
+
+
+@contextmanager
+def _unsynchronised(path: Path) -> Iterator[None]:
+    """Connections to that sqlite file made in the block do not wait for the disk."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def on_connect(connection: Any, _: Any) -> None:
+        files = [row[2] for row in connection.execute("PRAGMA database_list")]
+        if os.path.realpath(path) in files:
+            connection.execute("PRAGMA synchronous=OFF")
+
+    event.listen(Engine, "connect", on_connect)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "connect", on_connect)
 
 
 class MlflowRun:
@@ -102,14 +147,15 @@ class MlflowRun:
         history = self.client.get_metric_history(self.run_id, "tokens/generated")
         return max((m.step for m in history), default=-1)
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Buffers a step's metrics; a step the store already has is not sent again."""
+    def log(self, step: int, metrics: Mapping[str, float], at: float | None = None) -> None:
+        """Buffers a step's metrics, measured at that time (now); a step the store already has is
+        not sent again."""
         from mlflow.entities import Metric
 
         if step <= self._last_step:
             return
         began = time.thread_time()
-        now = int(time.time() * 1000)
+        now = int((time.time() if at is None else at) * 1000)
         made = [Metric(safe_name(n), value, now, step) for n, value in metrics.items()]
         with self._lock:
             self._buffer += made
