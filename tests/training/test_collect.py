@@ -293,6 +293,60 @@ def test_runs_of_one_seed_are_paired_until_they_differ(tmp_path: Path) -> None:
     assert found["ppo"][1]["length/mean"] == found["cispo"][1]["length/mean"]
 
 
+class Counting:
+    """Asks a task's verifier and counts; an answer of 7 it fails to judge."""
+
+    def __init__(self, task: Any) -> None:
+        self.task, self.asked = task, Counter[str]()
+
+    def load(self) -> Any:
+        return self.task.load()
+
+    def verify(self, completion: str, example: Any) -> float:
+        self.asked[completion + example.prompt] += 1
+        if completion.strip() == "7":
+            raise RuntimeError("no judge of 7")
+        return float(self.task.verify(completion, example))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "times"),
+    [
+        (["reward=task"], 1),
+        (["reward=task", "reward.time_limit=60"], 2),
+        (["reward=cosine_length"], 1),
+        (["reward=numeric"], 1),
+        (["reward=mixture", "reward.parts={a:{name:numeric},b:{name:task,weight:0}}"], 1),
+    ],
+)
+def test_what_scoring_has_verified_is_not_verified_again(
+    policy: Policy, overrides: list[str], times: int
+) -> None:
+    run = replace(lab.run_of(*SMALL, *QUICK, *overrides))
+    task = Counting(run.task)
+    collected = Collector(replace(run, task=task), policy, run.task.load()).collect(0)
+    seen = collected.everything
+    load = run.task.load().train
+    examples = [load[i] for i in seen.prompt_index.tolist() for _ in range(seen.group_size)]
+    found = correctness(task, seen.texts, examples, collected.verified)  # type: ignore[arg-type]
+    rows = Counter(t + e.prompt for t, e in zip(seen.texts, examples, strict=True))
+    judged = {k: n for k, n in task.asked.items() if not k.startswith("7")}
+    assert judged == {k: times * n for k, n in rows.items() if k in judged}
+    assert judged
+    assert found == correctness(task, seen.texts, examples)  # type: ignore[arg-type]
+
+
+def test_only_what_scoring_could_not_verify_is_asked_again() -> None:
+    task = Counting(component("task", "arithmetic", train_size=2))
+    examples = [next(iter(task.load().train))] * 4
+    texts = [examples[0].answer, "nothing", "7", examples[0].answer]
+    known = [0.0, 1.0, math.nan, math.nan]
+    assert correctness(task, texts, examples, known) == [  # type: ignore[arg-type]
+        False, True, False, True,
+    ]  # fmt: skip
+    assert sum(task.asked.values()) == 2
+
+
 def test_correctness_is_the_task_s_own() -> None:
     task = component("task", "arithmetic", train_size=2)
     examples = list(task.load().train)

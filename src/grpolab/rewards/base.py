@@ -9,6 +9,9 @@ from typing import ClassVar
 
 from grpolab.tasks.base import Example, Task
 
+VERIFY_SECONDS = 10.0
+"""For one completion's correctness; what takes the task's verifier longer counts as wrong."""
+
 
 @dataclass(frozen=True)
 class RewardInputs:
@@ -40,6 +43,9 @@ class Scores:
 
     total: list[float]
     parts: dict[str, list[float]] = field(default_factory=dict)
+    verified: list[float] | None = None
+    """What the task's own verifier gave (NaN where it failed), if scoring asked it under a time
+    limit of at most `VERIFY_SECONDS`: whoever needs it too need not ask again."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from typing import ClassVar
 
 from grpolab.objective.settings import setting
-from grpolab.rewards.base import Reward, RewardInputs, Scores
+from grpolab.rewards.base import VERIFY_SECONDS, Reward, RewardInputs, Scores
 from grpolab.rewards.guard import Guard
 
 CORRECT = 0.999  # a verifier's score from which an answer counts as right
@@ -129,7 +129,8 @@ class CosineLength(Reward):
             [
                 self._score(score, length / longest)
                 for score, length in zip(verified, inputs.lengths, strict=True)
-            ]
+            ],
+            verified=verified if self.time_limit <= VERIFY_SECONDS else None,
         )
 
     def _score(self, verified: float, share: float) -> float:

@@ -70,13 +70,16 @@ class Mixture(Reward):
         """The weighted sum for each of the N completions, and all parts."""
         weighted: list[list[float]] = []
         parts: dict[str, list[float]] = {}
+        verified: list[float] | None = None
         for label, reward in self._rewards.items():
             scores, weight = reward(inputs), self.weights[label]
             parts[label] = scores.total
             parts |= {f"{label}/{inner}": values for inner, values in scores.parts.items()}
+            verified = scores.verified if verified is None else verified
             if weight:
                 weighted.append([weight * score for score in scores.total])
-        return Scores([self._sum(terms) for terms in _rows(weighted, len(inputs))], parts)
+        total = [self._sum(terms) for terms in _rows(weighted, len(inputs))]
+        return Scores(total, parts, verified)
 
     def _sum(self, terms: Sequence[float]) -> float:
         there = [term for term in terms if not math.isnan(term)]

@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from typing import ClassVar, Literal
 
 from grpolab.objective.settings import setting
-from grpolab.rewards.base import Reward, RewardInputs, Scores
+from grpolab.rewards.base import VERIFY_SECONDS, Reward, RewardInputs, Scores
 from grpolab.rewards.guard import Guard
 from grpolab.tasks.base import Example
 from grpolab.tasks.numbers import first_number, last_number
@@ -150,7 +150,8 @@ class TaskReward(Reward):
         """One score for each of the N completions."""
         together = zip(inputs.completions, inputs.examples, strict=True)
         verify = inputs.task.verify
-        return Scores([self._guard.score(partial(verify, c, e)) for c, e in together])
+        scores = [self._guard.score(partial(verify, c, e)) for c, e in together]
+        return Scores(scores, verified=scores if self.time_limit <= VERIFY_SECONDS else None)
 
     @cached_property
     def _guard(self) -> Guard:

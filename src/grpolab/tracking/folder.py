@@ -81,19 +81,19 @@ class RunFolder:
 
     def append_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line of metrics.jsonl; non-finite numbers become strings, as JSON has none."""
-        self._append(
-            "metrics.jsonl", {"step": step, "metrics": {k: _plain(v) for k, v in metrics.items()}}
-        )
+        plain = {k: _plain(v) for k, v in metrics.items()}
+        self._append("metrics.jsonl", [{"step": step, "metrics": plain}])
 
     def append_samples(self, records: list[dict[str, Any]]) -> None:
         """Lines of samples.jsonl."""
-        for record in records:
-            self._append("samples.jsonl", record)
+        if records:
+            self._append("samples.jsonl", records)
 
-    def _append(self, name: str, record: Mapping[str, Any]) -> None:
+    def _append(self, name: str, records: list[dict[str, Any]]) -> None:
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
         # half a surrogate pair has no UTF-8; its backslash escape is JSON for the same character
         with (self.path / name).open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.writelines(lines)
 
     def metrics(self) -> list[tuple[int, dict[str, float]]]:
         """(step, metrics) of every whole line."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from grpolab.config import Run
 from grpolab.policy.policy import Encoder, Policy
-from grpolab.rewards.base import RewardInputs
+from grpolab.rewards.base import VERIFY_SECONDS, RewardInputs
 from grpolab.rewards.guard import TimeLimitExceeded, limited
 from grpolab.rng import generator, permutation
 from grpolab.rollouts import Rollouts, concatenate
@@ -20,7 +21,6 @@ from grpolab.tasks.base import Example, Examples, Task
 from grpolab.training.clock import Clock
 from grpolab.training.replay import ReplayBuffer, fill, replay_metrics
 
-VERIFY_SECONDS = 10.0  # for one completion; what takes longer counts as wrong
 CORRECT = 0.999  # a verifier's score from which an answer counts as right
 
 
@@ -34,6 +34,8 @@ class Collected:
     rounds: int = 1
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the selection, where it measures something."""
+    verified: list[float] = field(default_factory=list)
+    """Of `everything`: what the task's verifier gave while scoring, NaN where it did not."""
 
 
 class Collector:
@@ -53,12 +55,13 @@ class Collector:
         run = self.run
         kept: list[Rollouts] = []
         everything: list[Rollouts] = []
+        verified: list[float] = []
         missing = run.prompts_per_step
         for round_ in range(run.selection.rounds):
             with self.clock("sample"):
                 rollouts = self._sample(self.prompt_indices(step, round_)[:missing], step, round_)
             with self.clock("score"):
-                self._score(rollouts)
+                verified += self._score(rollouts)
             assert rollouts.rewards is not None
             members = run.selection(rollouts.rewards, noise=self._noise(rollouts, step, round_))
             chosen = rollouts.keep(members)
@@ -70,6 +73,7 @@ class Collector:
             if missing <= 0:
                 break
         found = Collected(concatenate(kept), concatenate(everything), len(everything))
+        found.verified = verified
         if self.buffer is not None:
             found.metrics = replay_metrics(found.rollouts, len(self.buffer))
         return found
@@ -114,11 +118,12 @@ class Collector:
         shape = (rollouts.groups, rollouts.group_size)
         return torch.rand(shape, generator=source).to(rollouts.mask.device)
 
-    def _score(self, rollouts: Rollouts) -> None:
+    def _score(self, rollouts: Rollouts) -> list[float]:
         examples = [self.examples.train[i] for i in rollouts.prompt_index.tolist()]
-        score(self.run, rollouts, examples)
+        verified = score(self.run, rollouts, examples)
         if self.run.advantage.needs_greedy:
             rollouts.greedy_rewards = self._greedy_rewards(rollouts, examples)
+        return verified
 
     def _greedy_rewards(self, rollouts: Rollouts, examples: Sequence[Example]) -> Tensor:
         """[P] rewards of the greedy completion of each prompt."""
@@ -164,8 +169,9 @@ def sample_rollouts(
     )
 
 
-def score(run: Run, rollouts: Rollouts, examples: Sequence[Example]) -> None:
-    """Fills in the rewards [P, G] and their parts."""
+def score(run: Run, rollouts: Rollouts, examples: Sequence[Example]) -> list[float]:
+    """Fills in the rewards [P, G] and their parts; what the task's verifier gave on the way [N],
+    NaN where it did not."""
     group = rollouts.group_size
     inputs = RewardInputs(
         completions=rollouts.texts,
@@ -183,14 +189,25 @@ def score(run: Run, rollouts: Rollouts, examples: Sequence[Example]) -> None:
         name: torch.tensor(values, device=device).reshape(-1, group)
         for name, values in scores.parts.items()
     }
+    return [math.nan] * len(rollouts) if scores.verified is None else scores.verified
 
 
-def correctness(task: Task, texts: Sequence[str], examples: Sequence[Example]) -> list[bool]:
-    """Whether each completion is right by the task's own verifier; what it cannot judge is not."""
-    return [_verify(task, t, e) >= CORRECT for t, e in zip(texts, examples, strict=True)]
+def correctness(
+    task: Task,
+    texts: Sequence[str],
+    examples: Sequence[Example],
+    verified: Sequence[float] | None = None,
+) -> list[bool]:
+    """Whether each completion is right by the task's own verifier; what it cannot judge is not.
+    It is not asked where scoring has its answer (`verified`, NaN where it has none)."""
+    known = [math.nan] * len(texts) if verified is None else verified
+    together = zip(texts, examples, known, strict=True)
+    return [_verify(task, t, e, k) >= CORRECT for t, e, k in together]
 
 
-def _verify(task: Task, text: str, example: Example) -> float:
+def _verify(task: Task, text: str, example: Example, known: float) -> float:
+    if not math.isnan(known):
+        return known
     try:
         return limited(lambda: task.verify(text, example), VERIFY_SECONDS)
     except (Exception, TimeLimitExceeded):  # a verifier of the user's must not end the run

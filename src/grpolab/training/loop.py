@@ -123,7 +123,7 @@ class Trainer:
             for _ in range(seen.group_size)
         ]
         with self.clock("score"):
-            right = correctness(self.run.task, seen.texts, examples)
+            right = correctness(self.run.task, seen.texts, examples, collected.verified)
         return metrics | length_metrics(seen, right)
 
     def _learn(self, rollouts: Rollouts) -> dict[str, float]:
