@@ -330,6 +330,30 @@ def test_a_bomb_hits_its_own_sample_alone(inputs: Inputs) -> None:
     assert "time limit of 3 s" in str(reward._guard.first_error)
 
 
+@pytest.mark.parametrize(("there", "used"), [(1, 1), (3, 3), (64, 8)])
+def test_as_many_helpers_as_processors(
+    there: int, used: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grpolab.rewards.math_verify.processors", lambda: there)
+    assert component("reward", "math_verify")._pool._idle.qsize() == used
+    assert component("reward", "math_verify", workers=2)._pool._idle.qsize() == 2
+
+
+def test_scores_keep_their_order_whatever_hangs_beside_them(
+    inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grpolab.rewards.math_verify.processors", lambda: 3)
+    golds = [str(i) for i in range(12)]
+    completions = [boxed(BOMBS[0]) if i in (0, 5, 6) else boxed(str(i - i % 2)) for i in range(12)]
+    reward = component("reward", "math_verify", time_limit=3.0)
+    got = reward(inputs(completions, golds)).total
+    assert [i for i, score in enumerate(got) if math.isnan(score)] == [0, 5, 6]
+    assert [s for s in got if not math.isnan(s)] == [
+        float(i % 2 == 0) for i in range(12) if i not in (0, 5, 6)
+    ]
+    assert reward(inputs(completions[1:5], golds[1:5])).total == got[1:5]
+
+
 def test_the_time_limit_can_have_a_score(score: Score) -> None:
     assert score("3", boxed(BOMBS[0]), time_limit=1.0, timed_out=0.0) == 0.0
 

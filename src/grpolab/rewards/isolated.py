@@ -26,6 +26,13 @@ READY = '"ready"'
 GRACE_SECONDS = 2.0
 
 
+def processors() -> int:
+    """How many CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class HelperFailed(RuntimeError):
     """A helper process did not start, ended by itself, or answered with an error."""
 

@@ -11,10 +11,11 @@ from typing import Any, ClassVar, Literal
 from grpolab.objective.settings import setting
 from grpolab.rewards.base import Reward, RewardInputs, Scores
 from grpolab.rewards.guard import Guard, TimeLimitExceeded
-from grpolab.rewards.isolated import Pool
+from grpolab.rewards.isolated import Pool, processors
 from grpolab.tasks.base import Example
 
 JUDGE = "grpolab.rewards.math_judge"
+MOST_HELPERS = 8  # each holds some 100 MB
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,10 @@ class MathVerify(Reward):
     completion without an answer scores 0.0; a gold answer that cannot be parsed makes the sample
     unscorable (NaN), as in TRL. verl scores such a sample 0.
 
-    Parsing and comparing run in helper processes that are killed when `time_limit` is over, since
-    nothing else stops 9^{9^9}: in TRL a time limit exists in the main thread only, and scores 0.
-    No text is ever evaluated as code, digits included.
+    Parsing and comparing run in helper processes, several at a time (`workers`, on which no score
+    depends), that are killed when `time_limit` is over, since nothing else stops 9^{9^9}: in TRL a
+    time limit exists in the main thread only, and scores 0. No text is ever evaluated as code,
+    digits included.
 
     Who reads what (`gold`, `anchored`, `boxed_first`, `plain`, `candidates`, `repair`):
         TRL accuracy_reward, open-r1: text, true, true, false, first, false.
@@ -65,7 +67,9 @@ class MathVerify(Reward):
     timed_out: float | None = setting(
         None, "Score of what exceeds the time limit; null: unscorable.", ge=0, le=1
     )
-    workers: int = setting(1, "Helper processes that score at the same time.", ge=1)
+    workers: int | None = setting(
+        None, "Helper processes that score at the same time; null: one per CPU, up to 8.", ge=1
+    )
 
     def __post_init__(self) -> None:
         if importlib.util.find_spec("math_verify") is None:
@@ -79,7 +83,7 @@ class MathVerify(Reward):
     def __call__(self, inputs: RewardInputs) -> Scores:
         """One score for each of the N completions."""
         self._pool.start()  # outside the guard: a helper that cannot start ends the run
-        threads = ThreadPoolExecutor(self.workers)
+        threads = ThreadPoolExecutor(self._helpers)
         try:
             pairs = list(zip(inputs.completions, inputs.examples, strict=True))
             futures = [threads.submit(self._pool, self._request(c, e)) for c, e in pairs]
@@ -117,7 +121,12 @@ class MathVerify(Reward):
 
     @cached_property
     def _pool(self) -> Pool:
-        return Pool(JUDGE, self.workers, self.time_limit)
+        return Pool(JUDGE, self._helpers, self.time_limit)
+
+    @property
+    def _helpers(self) -> int:
+        """Never more than there are processors: an answer's time limit would count its waiting."""
+        return self.workers or min(MOST_HELPERS, processors())
 
     @cached_property
     def _guard(self) -> Guard:
