@@ -8,7 +8,6 @@ import re
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +35,7 @@ from grpolab.tracking.mlflow import (
     start_run,
     whole_steps,
 )
+from grpolab.training.loop import Trainer
 
 SOURCES = Path(__file__).resolve().parents[2] / "src"
 
@@ -310,35 +310,37 @@ def test_a_store_without_room_for_artifacts_gets_the_metrics(
 
 
 @pytest.mark.usefixtures("_torch_as_it_was")
-def test_the_store_is_met_beside_the_first_steps(
+def test_the_store_is_met_behind_the_first_step(
     raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    met = threading.Event()
-    ordinary = RunFolder.append_metrics
-
-    def append(self: RunFolder, step: int, metrics: dict[str, float]) -> None:
-        ordinary(self, step, metrics)
-        if step == 1:
-            met.set()
+    logged: list[int] = []
+    create = MlflowClient.create_run
 
     def create_run(self: MlflowClient, *args: Any, **kwargs: Any) -> Any:
-        assert met.wait(60), "the first step waited for the store"
+        logged.extend(step for step, _ in only_run(tmp_path).metrics())
         return create(self, *args, **kwargs)
 
-    create = MlflowClient.create_run
-    monkeypatch.setattr(RunFolder, "append_metrics", append)
     monkeypatch.setattr(MlflowClient, "create_run", create_run)
     before = time.time() * 1000
     assert run_job(raw) == "done"
+    assert logged == [0, 1]
     known = only_run(tmp_path).read_json("mlflow.json")
-    client = MlflowClient(tracking_uri=known["uri"])
-    found = sorted(
-        client.get_metric_history(known["run_id"], "tokens/generated"), key=lambda m: m.step
+    found = MlflowClient(tracking_uri=known["uri"]).get_metric_history(
+        known["run_id"], "tokens/generated"
     )
-    assert [m.step for m in found] == [0, 1, 2]
-    times = [m.timestamp for m in found]
-    assert times == sorted(times)
-    assert times[0] >= int(before)
+    assert [m.step for m in sorted(found, key=lambda m: m.timestamp)] == [0, 1, 2]
+    assert min(m.timestamp for m in found) >= int(before)
+
+
+@pytest.mark.usefixtures("_torch_as_it_was")
+def test_a_run_that_fails_before_its_first_step_is_a_run_of_the_store(
+    raw: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "fit", away)
+    assert run_job(raw) == "failed"
+    known = only_run(tmp_path).read_json("mlflow.json")
+    run = MlflowClient(tracking_uri=known["uri"]).get_run(known["run_id"])
+    assert run.info.status == "FAILED"
 
 
 def test_a_store_that_is_gone_fails_its_job_and_no_other(
@@ -348,6 +350,7 @@ def test_a_store_that_is_gone_fails_its_job_and_no_other(
     assert run_job(raw) == "failed"
     status = only_run(tmp_path).status()
     assert (status["state"], status["lease"]) == ("failed", None)
+    assert [step for step, _ in only_run(tmp_path).metrics()] == [0, 1]
     assert "nobody listens" in status["reason"]
 
 

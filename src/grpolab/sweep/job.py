@@ -44,7 +44,6 @@ def _train(run: Run, raw: dict[str, Any], folder: RunFolder, ready: Ready) -> st
     trackers = Trackers(run, folder, raw, identity, ready.examples.source)
     try:
         trainer = Trainer(run, ready.encoder, ready.examples, folder)
-        trackers.open()
         with Progress(run, identity, enabled=run.tracking.progress) as progress:
             trackers.backfill(up_to=_checkpoint_step(folder))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from grpolab.config import Run
@@ -15,9 +14,9 @@ from grpolab.training import checkpoint
 class Trackers:
     """MLflow's run of a job; it is found again when the job resumes.
 
-    Importing MLflow and meeting its store take seconds, which nothing but `finish` needs: `open`
-    does that in a thread beside the first evaluation and step. What is logged meanwhile waits for
-    it. A store that cannot be had fails the job, at the latest behind its first step.
+    Importing MLflow and meeting its store take seconds: the first step of training does not wait
+    for that, and a store that cannot be had fails the job behind it. (In a thread beside the first
+    steps, MLflow's imports would meet those that torch and Transformers put off till then.)
     """
 
     def __init__(
@@ -26,18 +25,12 @@ class Trackers:
     ) -> None:  # fmt: skip
         self.run, self.folder, self.raw, self.identity = run, folder, raw, identity
         self.source = source
-        self._opening: Future[Any] | None = None
+        self.mlflow: Any = None
+        self._refused = False
         self._waiting: list[tuple[int, dict[str, float], float]] = []
 
-    def open(self) -> None:
-        """Begins to find or make the MLflow run."""
-        if not self.run.tracking.mlflow or self._opening is not None:
-            return
-        thread = ThreadPoolExecutor(1)
-        self._opening = thread.submit(self._open)
-        thread.shutdown(wait=False)
-
     def _open(self) -> Any:
+        """Finds or makes the MLflow run."""
         from grpolab.tracking import mlflow as tracking
 
         uri, identity = tracking_uri(self.run), self.identity
@@ -69,35 +62,39 @@ class Trackers:
         self._waiting += [(s, m, now) for s, m in self.folder.metrics() if s <= up_to]
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Hands on a step's metrics; the first step of training waits for the store."""
-        if self._opening is None:
+        """Hands on a step's metrics, once training has begun those of before too."""
+        if not self.run.tracking.mlflow:
             return
         self._waiting.append((step, metrics, time.time()))
-        if step or self._opening.done():
-            self._hand_on(self._opening.result())
+        if step:
+            self._hand_on()
 
-    def _hand_on(self, mlflow: Any) -> None:
+    def _hand_on(self) -> None:
+        if self.mlflow is None:
+            self._refused = True
+            self.mlflow = self._open()
+            self._refused = False
         waiting, self._waiting = self._waiting, []
         for step, metrics, at in waiting:
-            mlflow.log(step, metrics, at)
+            self.mlflow.log(step, metrics, at)
 
     def finish(self, status: str) -> None:
         """Ends the MLflow run; a store that is away costs nothing but a note in the folder."""
-        self.open()  # what failed before is a run of the store too
-        if self._opening is None or self._opening.exception() is not None:
+        if not self.run.tracking.mlflow or self._refused:
             return
-        mlflow = self._opening.result()
-        self._hand_on(mlflow)
+        seconds, error = 0.0, None
         try:
-            mlflow.finish(status)  # before the artifacts, which may fail on their own
+            self._hand_on()  # what ended before its first step is a run of the store too
+            self.mlflow.finish(status)  # before the artifacts, which may fail on their own
+            seconds, error = self.mlflow.seconds, self.mlflow.error
             for name in ("provenance.json", "config.yaml"):
-                mlflow.log_text((self.folder.path / name).read_text(), name)
+                self.mlflow.log_text((self.folder.path / name).read_text(), name)
             samples = self.folder.path / "samples.jsonl"
             if samples.exists():
-                mlflow.log_samples(samples)
-        except Exception as error:
-            mlflow.error = f"{type(error).__name__}: {error}"
-        self.folder.write_json("tracking.json", {"seconds": mlflow.seconds, "error": mlflow.error})
+                self.mlflow.log_samples(samples)
+        except Exception as caught:
+            error = f"{type(caught).__name__}: {caught}"
+        self.folder.write_json("tracking.json", {"seconds": seconds, "error": error})
 
 
 def _tags(identity: dict[str, Any]) -> dict[str, str]:
