@@ -5,15 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from grpolab.policy.policy import Policy
 from grpolab.rng import generator
 from grpolab.sampling.base import Draw, Sampler, Samples, choose, finish, token_logp
 from grpolab.sampling.stops import Stops
+
+if TYPE_CHECKING:
+    from grpolab.policy.policy import Policy
 
 COMPACT_BELOW = 0.75  # rows alive / rows run, below which a cache is rebuilt without the rest
 CHECK_EVERY = {"cpu": 1}  # elsewhere asking how many rows are alive waits for the device: every 8
