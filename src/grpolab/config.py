@@ -349,7 +349,7 @@ def job_id(raw: Mapping[str, Any]) -> str:
     return hashlib.sha256((text + fingerprint()).encode()).hexdigest()[:12]
 
 
-RESULT_FREE = ("results", "sweep", "tracking", "cli")
+RESULT_FREE = ("results", "sweep", "tracking", "cli", "bench")
 """Parts of the package that change no run's numbers, so a new figure re-runs nothing."""
 
 

@@ -42,9 +42,16 @@ def _fetch(arguments: Sequence[str]) -> int:
     return fetch_model(arguments)
 
 
+def _bench(arguments: Sequence[str]) -> int:
+    from grpolab.cli.bench import bench
+
+    return bench(arguments)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "one run, or a sweep with -m: grpolab train clip=cispo kl=k3"),
     "analyze": (_analyze, "figures and tables of a sweep: grpolab analyze sweep=latest"),
+    "bench": (_bench, "seconds a step beside the peers and the limit: grpolab bench case=tiny"),
     "list": (_list, "every variant with formula, source and settings: grpolab list [group] [name]"),
     "doctor": (_doctor, "device, dtypes, versions, memory, what is missing"),
     "fetch": (_fetch, "a model into the cache, without a hub: grpolab fetch smollm2_135m"),

@@ -1,0 +1,115 @@
+"""Our side of a benchmark: the trainer's own steps, one at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from grpolab.bench import recipe
+from grpolab.bench.channel import Line, peak_gib, wait_for, work_of
+from grpolab.config import Run
+from grpolab.metrics import checked
+from grpolab.policy.policy import Encoder
+from grpolab.tracking.folder import RunFolder
+from grpolab.training.collect import Collected
+from grpolab.training.loop import Trainer
+
+NO_TOKEN = -1
+"""Stands where the tokens that end a completion are listed, when none shall."""
+Log = Callable[[int, dict[str, float]], None]
+
+
+class Ours:
+    """A trainer that waits between its steps."""
+
+    def __init__(self, spec: Line) -> None:
+        work, scratch = work_of(spec), Path(spec["folder"])
+        run = recipe.bind(work, spec["overrides"], scratch)
+        folder = RunFolder(scratch / "run")
+        folder.path.mkdir(parents=True, exist_ok=True)
+        encoder = Encoder(run.model)
+        examples = recipe.load_examples(run, work, encoder)
+        self.trainer = trainer = Trainer(run, encoder, examples, folder)
+        trainer.began = time.perf_counter()
+        trainer.clock.wait = wait_for(trainer.policy.device.type)
+        if work.forced:
+            trainer.policy.end_ids = [NO_TOKEN]
+        self.sampling_alone = bool(spec["sampling_alone"])
+        self.log = make_log(run, folder, scratch)
+        self.seen: Collected | None = None
+        collect = trainer.collector.collect
+
+        def remembered(step: int) -> Collected:
+            self.seen = collect(step)
+            return self.seen
+
+        vars(trainer.collector)["collect"] = remembered
+
+    def about(self) -> Line:
+        """What the first reply says."""
+        policy = self.trainer.policy
+        name = torch.cuda.get_device_name() if policy.device.type == "cuda" else None
+        return {"device": policy.device.type, "gpu": name, "model": policy.encoder.path}
+
+    def prompts(self, steps: int) -> Line:
+        """Token ids of the prompts of so many steps, for a side that has no tokenizer of ours."""
+        collector = self.trainer.collector
+        drawn = [collector.prompt_indices(step) for step in range(steps)]
+        return {"prompts": [[collector._encoded[i] for i in indices] for indices in drawn]}
+
+    def step(self) -> Line:
+        """One step: its seconds, phases, and the tokens of each completion."""
+        began = time.perf_counter()
+        metrics = self._sample() if self.sampling_alone else self._train()
+        seconds = time.perf_counter() - began
+        assert self.seen is not None
+        rollouts = self.seen.everything
+        return {
+            "seconds": seconds,
+            "phases": dict(self.trainer.clock.seconds),
+            "lengths": rollouts.lengths.tolist(),
+            "prompt_lengths": rollouts.prompt_lengths[:: rollouts.group_size].tolist(),
+            "prompts": rollouts.prompts,
+            "reward": metrics.get("reward/mean"),
+            "peak_gib": peak_gib(),
+        }
+
+    def _train(self) -> dict[str, float]:
+        trainer = self.trainer
+        metrics = trainer._train_step()
+        trainer.step += 1
+        with trainer.clock("log"):
+            self.log(trainer.step, checked(metrics | trainer._totals()))
+        return metrics
+
+    def _sample(self) -> dict[str, float]:
+        trainer, collector = self.trainer, self.trainer.collector
+        trainer.clock.reset()
+        with trainer.clock("sample"):
+            indices = collector.prompt_indices(trainer.step)
+            rollouts = collector._sample(indices, trainer.step, 0)
+        trainer.step += 1
+        self.seen = Collected(rollouts, rollouts)
+        return {}
+
+
+def make_log(run: Run, folder: RunFolder, scratch: Path) -> Log:
+    """What a run logs with: metrics.jsonl, and MLflow where it is on."""
+    if not run.tracking.mlflow:
+        return folder.append_metrics
+    from grpolab.tracking import mlflow as tracking
+
+    client, experiment = tracking.connect(tracking.default_uri(scratch), scratch, "bench")
+    run_id = tracking.start_run(client, experiment, name="bench", tags={}, params={})
+    sent: Any = tracking.MlflowRun(client, run_id, run.tracking.flush_seconds)
+
+    def log(step: int, metrics: dict[str, float]) -> None:
+        folder.append_metrics(step, metrics)
+        sent.log(step, metrics)
+        sent._send()  # a thread does it in a run; here it would fall into the other side's step
+
+    return log
