@@ -193,7 +193,7 @@ def typed(key: str, text: str) -> Any:
 
 def plain_value(text: str) -> Any:
     """A value as YAML reads it, with 1e-5 a number."""
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     value = yaml.safe_load(text)
     if isinstance(value, str):

@@ -42,7 +42,7 @@ def peak_gib() -> float:
     """
     import torch
 
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return torch.cuda.max_memory_allocated() / 2**30
     try:
         lines = Path("/proc/self/status").read_text().splitlines()

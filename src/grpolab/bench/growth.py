@@ -44,7 +44,8 @@ def chosen(points: Sequence[str]) -> list[str]:
 def plan_of(plan: Plan, name: str) -> Plan:
     """The plan of one point."""
     family, _, value = name.rpartition("_")
-    return replace(plan, work=replace(plan.work, **{FAMILIES[family][0]: int(value)}))
+    change: dict[str, Any] = {FAMILIES[family][0]: int(value)}
+    return replace(plan, work=replace(plan.work, **change))
 
 
 def run(plan: Plan, show: Show) -> dict[str, Any]:
@@ -54,13 +55,18 @@ def run(plan: Plan, show: Show) -> dict[str, Any]:
     for name in chosen(plan.points):
         own = plan_of(plan, name)
         if own.work not in measured:  # the three curves share their first point
-            measured[own.work] = summarise(measure(own, lambda line, n=name: show(f"{n}: {line}")))
+            measured[own.work] = summarise(measure(own, prefixed(show, name)))
         kept = ("ours", "peer", "ratio", "ratio_per_token", "limit", "limit_share")
         family, _, value = name.rpartition("_")
         point = {"point": name, "family": family, "value": int(value)}
         points.append(point | {k: measured[own.work][k] for k in kept})
     first = next(iter(measured.values()))
     return first | {"summary_of": points[0]["point"], "points": points}
+
+
+def prefixed(show: Show, name: str) -> Show:
+    """Progress that says which point it is about."""
+    return lambda line: show(f"{name}: {line}")
 
 
 def draw(found: Mapping[str, Any], out: Path) -> list[Path]:

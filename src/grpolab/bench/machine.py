@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grpolab.bench import recipe
-from grpolab.bench.channel import Line, work_of
+from grpolab.bench.channel import Line, wait_for, work_of
 from grpolab.policy.policy import Encoder, pick_device, pick_dtype
 
 BUFFER_BYTES = {"cpu": 2**29, "cuda": 2**32}  # far beyond any cache
@@ -30,6 +30,7 @@ class Machine:
         if run.hardware.threads is not None:
             torch.set_num_threads(run.hardware.threads)
         self.device = pick_device(run.hardware.device)
+        self.wait = wait_for(self.device.type) or (lambda: None)
         self.dtype = pick_dtype(work.dtype, self.device)
         self.config = Encoder(run.model).config
 
@@ -86,11 +87,10 @@ class Machine:
         return min(times)
 
     def _timed(self, kernel: Kernel) -> float:
-        wait = torch.cuda.synchronize if self.device.type == "cuda" else (lambda: None)
-        wait()
+        self.wait()
         began = time.perf_counter()
         kernel()
-        wait()
+        self.wait()
         return time.perf_counter() - began
 
 
@@ -99,8 +99,8 @@ def kernels(x: Tensor, weight: Tensor) -> list[Kernel]:
     found: list[Kernel] = [lambda: torch.nn.functional.linear(x, weight)]
     ops = torch.ops.mkldnn
     packs = hasattr(ops, "_reorder_linear_weight") and hasattr(ops, "_linear_pointwise")
-    if x.device.type == "cpu" and packs and torch.backends.mkldnn.is_available():
-        try:
+    if x.device.type == "cpu" and packs:
+        try:  # up to twice as fast as `linear` at few rows
             packed = ops._reorder_linear_weight(weight.to_mkldnn(), len(x))
             call: Kernel = lambda: ops._linear_pointwise(x, packed, None, "none", [], "")  # noqa: E731
             call()

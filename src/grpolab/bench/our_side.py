@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from grpolab.training.loop import Trainer
 
 NO_TOKEN = -1
 """Stands where the tokens that end a completion are listed, when none shall."""
-Log = Callable[[int, dict[str, float]], None]
+MOST_STEPS = 200  # in one flush to MLflow
 
 
 class Ours:
@@ -39,7 +39,8 @@ class Ours:
         if work.forced:
             trainer.policy.end_ids = [NO_TOKEN]
         self.sampling_alone = bool(spec["sampling_alone"])
-        self.log = make_log(run, folder, scratch)
+        self.mlflow = open_mlflow(run, scratch)
+        self.logged: dict[str, float] = {}
         self.seen: Collected | None = None
         collect = trainer.collector.collect
 
@@ -83,8 +84,24 @@ class Ours:
         metrics = trainer._train_step()
         trainer.step += 1
         with trainer.clock("log"):
-            self.log(trainer.step, checked(metrics | trainer._totals()))
+            self.logged = checked(metrics | trainer._totals())
+            trainer.folder.append_metrics(trainer.step, self.logged)
+            if self.mlflow is not None:
+                self.mlflow.log(trainer.step, self.logged)
         return metrics
+
+    def tracking(self, step_seconds: float) -> Line:
+        """Seconds that sending to MLflow takes for each step, as many in a flush as a run has."""
+        if self.mlflow is None:
+            return {"seconds": 0.0}
+        flush = self.trainer.run.tracking.flush_seconds
+        count = min(MOST_STEPS, max(1, int(flush / step_seconds)))
+        self.mlflow._send()
+        for place in range(count):
+            self.mlflow.log(self.trainer.step + 1 + place, self.logged)
+        began = time.perf_counter()
+        self.mlflow._send()
+        return {"seconds": (time.perf_counter() - began) / count}
 
     def _sample(self) -> dict[str, float]:
         trainer, collector = self.trainer, self.trainer.collector
@@ -97,19 +114,13 @@ class Ours:
         return {}
 
 
-def make_log(run: Run, folder: RunFolder, scratch: Path) -> Log:
-    """What a run logs with: metrics.jsonl, and MLflow where it is on."""
+def open_mlflow(run: Run, scratch: Path) -> Any:
+    """The run in MLflow that our side logs to, where it is on."""
     if not run.tracking.mlflow:
-        return folder.append_metrics
+        return None
     from grpolab.tracking import mlflow as tracking
 
     client, experiment = tracking.connect(tracking.default_uri(scratch), scratch, "bench")
     run_id = tracking.start_run(client, experiment, name="bench", tags={}, params={})
-    sent: Any = tracking.MlflowRun(client, run_id, run.tracking.flush_seconds)
-
-    def log(step: int, metrics: dict[str, float]) -> None:
-        folder.append_metrics(step, metrics)
-        sent.log(step, metrics)
-        sent._send()  # a thread does it in a run; here it would fall into the other side's step
-
-    return log
+    # sends when told: a run's thread would fall into the other side's steps
+    return tracking.MlflowRun(client, run_id, flush_seconds=threading.TIMEOUT_MAX)

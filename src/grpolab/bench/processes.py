@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,10 +55,8 @@ class Worker:
     def close(self) -> None:
         """Ends the process: politely, then not."""
         assert self._process.stdin is not None
-        try:
+        with suppress(OSError):  # it is dead already
             self._process.stdin.close()
-        except OSError:
-            pass  # it is dead already
         try:
             self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:

@@ -102,7 +102,8 @@ def synthetic(completions: Sequence[str], examples: Sequence[Example]) -> list[f
 def load_examples(run: Run, work: Work, encoder: Encoder) -> Examples:
     """The task's prompts, or filler of exactly `prompt_tokens` tokens."""
     if work.prompt_tokens is None:
-        return run.task.load()
+        found: Examples = run.task.load()
+        return found
     texts = [filler(encoder, work.prompt_tokens, i) for i in range(FILLER_PROMPTS)]
     meta = {"a": 0, "b": 0, "operation": "add"}
     return Examples([Example(t, "0", meta) for t in texts], [], f"filler {asdict(work)}")

@@ -68,7 +68,7 @@ def side(steps: Sequence[Raw]) -> dict[str, Any]:
 def columns(step: Raw) -> dict[str, float]:
     """Seconds of a raw step by phase; idle is what no phase accounts for, update the sum of
     log-probs, backward and optimizer."""
-    phases = dict.fromkeys(PHASES, 0.0) | step["phases"]
+    phases: dict[str, float] = dict.fromkeys(PHASES, 0.0) | step["phases"]
     seconds = float(step["seconds"])
     idle = max(0.0, seconds - sum(phases.values()))
     return phases | {"idle": idle, "update": sum(phases[p] for p in UPDATE), "step": seconds}
@@ -76,7 +76,8 @@ def columns(step: Raw) -> dict[str, float]:
 
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Minimum, quartiles and maximum."""
-    first, _, third = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    pair = list(values) if len(values) > 1 else [*values, *values]
+    first, _, third = quantiles(pair, n=4, method="inclusive")
     return {"min": min(values), "q1": first, "q3": third, "max": max(values)}
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from grpolab.bench.cases import Plan
@@ -50,6 +51,7 @@ def measure(plan: Plan, show: Show) -> Result:
             learn(result, ours, peer, show)
         else:
             alternate(result, ours, peer, show)
+        add_tracking(result, ours)
     show("measuring the machine")
     with worker(plan, "machine", scratch) as machine:
         machine.wait_ready()
@@ -132,6 +134,19 @@ def alternate(result: Result, ours: Worker, peer: Worker | None, show: Show) -> 
         if yours is not None:
             result.peer.append(yours)
             result.turns.append("peer")
+
+
+def add_tracking(result: Result, ours: Worker) -> None:
+    """Adds to each of our steps its share of what is sent to MLflow, as if it held up the step (a
+    run has a thread for it)."""
+    if not result.plan.work.mlflow or result.plan.sampling_alone:
+        return
+    step_seconds = median(step["seconds"] for step in result.ours)
+    arguments = {"step_seconds": step_seconds}
+    seconds = ours.ask({"command": "tracking", "arguments": arguments})["seconds"]
+    for step in result.ours:
+        step["seconds"] += seconds
+        step["phases"]["log"] += seconds
 
 
 def learn(result: Result, ours: Worker, peer: Worker | None, show: Show) -> None:

@@ -25,14 +25,14 @@ def show(found: Mapping[str, Any], console: Console | None = None) -> None:
         + (f", {len(peer['steps'])} of {name}, alternating" if peer else "")
     )
     table = Table("seconds a step", box=None, pad_edge=False)
-    for title in ("ours [min–max]", f"{name} [min–max]" if peer else "", "ours/peer"):
+    for title in ("ours", "min–max", name if peer else "", "min–max" if peer else "", "ours/peer"):
         table.add_column(title, justify="right")
     for column in COLUMNS:
         mine, yours = found["ours"], peer or {}
         ratio = found["ratio"].get(column)
         if not mine[column] and not yours.get(column):
             continue
-        table.add_row(column, times(mine, column), times(yours, column), number(ratio))
+        table.add_row(column, *times(mine, column), *times(yours, column), number(ratio))
     console.print(table)
     console.print(rest(found))
     console.print(limit_lines(found))
@@ -93,12 +93,17 @@ def learn_lines(found: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"  ours/peer: {number(learn['ratio'])}"])
 
 
-def times(side: Mapping[str, Any], column: str) -> str:
-    """Median, minimum and maximum."""
+def times(side: Mapping[str, Any], column: str) -> tuple[str, str]:
+    """(median, minimum–maximum)."""
     if column not in side:
-        return NOTHING
+        return NOTHING, ""
     spread = side["spread"][column]
-    return f"{side[column]:.4g} [{spread['min']:.3g}–{spread['max']:.3g}]"
+    return seconds(side[column]), f"{seconds(spread['min'])}–{seconds(spread['max'])}"
+
+
+def seconds(value: float) -> str:
+    """Three digits or so, never in powers of ten."""
+    return f"{value:.4f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
 def number(value: float | None) -> str:

@@ -47,7 +47,7 @@ def prepare(spec: Line) -> None:
 
 def load(spec: Line) -> Any:
     """The engine, compiled unless told otherwise."""
-    from vllm import LLM
+    from vllm import LLM  # type: ignore[import-not-found]  # lives elsewhere
 
     return LLM(
         model=spec["model"],

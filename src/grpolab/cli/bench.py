@@ -159,6 +159,6 @@ def usage() -> str:
             "weights once (bandwidth) and multiplying with them (matmul rate at these rows), the",
             "prompt once a group; update, 6 FLOPs a parameter and unpadded token, the head at",
             "completion positions alone, and the optimizer's reads and writes. limit_share is",
-            "bound / measured. In the ratios below 1 means that ours is faster or smaller.",
+            "bound / measured. A ratio below 1: ours is faster or smaller.",
         ]
     )
