@@ -46,8 +46,8 @@ format: $(VENV)/.dev ## format the code
 figures: $(VENV)/.runtime ## figures and tables of the latest sweep
 	$(BIN)/grpolab analyze sweep=latest output_dir=$(OUT)
 
-bench: $(VENV)/.runtime ## seconds per step of the demo's run, by phase
-	$(BIN)/python experiments/benchmarks/step_time.py
+bench: $(VENV)/.dev ## seconds a step beside TRL on the embedded model, by phase
+	$(BIN)/grpolab bench case=tiny
 
 gpu-check: ## on a CUDA machine: the GPU tests and the step time, without MLflow or Hydra
 	PYTHONPATH=src python3 experiments/benchmarks/gpu_check.py

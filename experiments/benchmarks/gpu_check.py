@@ -3,7 +3,8 @@
     make gpu-check            (or: PYTHONPATH=src python3 experiments/benchmarks/gpu_check.py)
 
 Needs torch, transformers, pydantic and filelock alone: no Hydra, no MLflow. Prints one JSON line
-per check. With device=cpu it runs the same code there, slowly, to test itself.
+per check. With device=cpu it runs the same code there, slowly, to test itself. How a step compares
+with `generate` and with the hardware's limit is the matter of `grpolab bench case=gpu_1.5b`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any
 
 import torch
 
-from grpolab.component import MODULES
-from grpolab.config import SETTINGS, Run, bind_run
+from grpolab.bench.shapes import shaped_model
+from grpolab.config import COMPONENTS, SETTINGS, Run, bind_run
 from grpolab.policy.policy import Encoder, Policy
 from grpolab.sampling.base import Draw
 from grpolab.tracking.folder import RunFolder
@@ -31,17 +32,11 @@ DEFAULTS = {
     "advantage": "group_zscore", "reference": "frozen", "kl": "k3", "clip": "ppo",
     "aggregation": "token_mean", "correction": "none",
 }  # fmt: skip
-QWEN_SHAPES = {
-    "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
-             "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True},
-    "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
-             "num_attention_heads": 12, "num_key_value_heads": 2, "tie_word_embeddings": True},
-}  # fmt: skip
 
 
 def make_run(device: str, dtype: str, **changes: Any) -> Run:
     """The demo's settings, without Hydra."""
-    raw: dict[str, Any] = {group: {"name": DEFAULTS[group]} for group in MODULES}
+    raw: dict[str, Any] = {group: {"name": DEFAULTS[group]} for group in COMPONENTS}
     raw |= {group: {} for group in SETTINGS}
     raw["sampler"] |= {"group_size": 8, "max_new_tokens": changes.pop("max_new_tokens", 24)}
     raw["optimizer"] = {"lr": 2e-4}
@@ -88,19 +83,6 @@ def agreement(device: str) -> dict[str, Any]:
         "sampler_against_trainer": float(sampler),
         "device_against_cpu": float((here.cpu() - there).abs()[mask].max()),
     }
-
-
-def shaped_model(folder: Path, size: str) -> str:
-    """A folder with Qwen2.5's shapes and the tiny model's tokenizer; weights are drawn at load."""
-    from transformers import AutoTokenizer, Qwen2Config
-
-    tiny = Encoder(make_run("cpu", "float32").model)
-    ends = {"eos_token_id": tiny.tokenizer.eos_token_id}
-    shapes = {"vocab_size": 151936, "max_position_embeddings": 4096, **QWEN_SHAPES[size]}
-    config = Qwen2Config(**shapes, **ends)
-    config.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny.path).save_pretrained(folder)
-    return str(folder)
 
 
 def main(arguments: list[str]) -> None:

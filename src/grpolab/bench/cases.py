@@ -43,7 +43,9 @@ class Work:
     )
     lr: float = setting(1e-6, "learning rate", ge=0)
     mlflow: bool = setting(False, "our side logs to MLflow, too")
-    layers: int | None = setting(None, "keep so many layers of random weights; null: all", ge=1)
+    shrink: int = setting(
+        1, "divides layers and vocabulary of random weights, to test on a small machine", ge=1
+    )
     peer_rows: int | None = setting(
         None, "TRL's rows a forward pass (per_device_train_batch_size); null: all of a step", ge=1
     )
@@ -150,9 +152,9 @@ def parse(arguments: Sequence[str]) -> Plan:
             f"peer: {work.peer!r} given with case={name}; allowed: {', '.join(allowed)}"
             f"{nearest(work.peer, allowed) or '.'}"
         )
-    if work.layers is not None and not work.model.startswith("qwen2"):
+    if work.shrink > 1 and not work.model.startswith("qwen2"):
         raise ConfigError(
-            f"layers: {work.layers} given with case={name}, whose weights are real; allowed: null."
+            f"shrink: {work.shrink} given with case={name}, whose weights are real; allowed: 1."
         )
     out = Path(plain["out"]) if "out" in plain else None
     if out is not None and out.suffix != ".json":
@@ -192,10 +194,13 @@ def typed(key: str, text: str) -> Any:
 
 
 def plain_value(text: str) -> Any:
-    """A value as YAML reads it, with 1e-5 a number."""
+    """A value as YAML reads it, with 1e-5 a number, and as it stands where it is no YAML."""
     import yaml  # type: ignore[import-untyped]
 
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
     if isinstance(value, str):
         try:
             return float(value)

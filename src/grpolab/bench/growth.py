@@ -72,7 +72,7 @@ def prefixed(show: Show, name: str) -> Show:
 def draw(found: Mapping[str, Any], out: Path) -> list[Path]:
     """The figure beside the result file: PNG, PDF, SVG and a caption."""
     import matplotlib
-    from matplotlib.ticker import NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     from grpolab.results.style import COLOURS, DOUBLE_COLUMN, PAPER, new_figure, save
 
@@ -98,6 +98,9 @@ def draw(found: Mapping[str, Any], out: Path) -> list[Path]:
             axis.set_xticks(values, [str(v) for v in values])
             axis.xaxis.set_minor_locator(NullLocator())
             axis.set_xlabel(FAMILIES[family][2])
+        axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes[0].yaxis.set_minor_locator(NullLocator())
         axes[0].set_ylabel("seconds a step")
         axes[0].legend()
         return save(figure, out.parent, out.stem, caption(found))

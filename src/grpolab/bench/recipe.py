@@ -28,6 +28,7 @@ ADDITION = {
 }  # fmt: skip
 """The task of experiment=smollm2_addition."""
 FILLER_PROMPTS = 64
+WORDS = "one two three four five six seven eight"
 
 
 def bind(work: Work, overrides: Mapping[str, Any], folder: Path) -> Run:
@@ -61,7 +62,7 @@ def model(work: Work, folder: Path) -> dict[str, Any]:
     """The settings of `model`."""
     if work.model.startswith("qwen2_"):
         made = folder / work.model
-        name = shaped_model(made, work.model.removeprefix("qwen2_"), work.layers)
+        name = shaped_model(made, work.model.removeprefix("qwen2_"), work.shrink)
         return {"name": name, "random_weights": True}
     plain = {"template": "plain"} if work.prompt_tokens else {}
     return {"name": work.model, **plain}
@@ -111,10 +112,12 @@ def load_examples(run: Run, work: Work, encoder: Encoder) -> Examples:
 
 def filler(encoder: Encoder, tokens: int, index: int) -> str:
     """A text of so many tokens, another for each index."""
-    words = ("one", "two", "three", "four", "five", "six", "seven", "eight")
-    text = words[index % len(words)]
-    for place in range(1, tokens):
-        text += " " + words[(index // len(words) ** (place % 3) + place) % len(words)]
+    words = WORDS.split()
+    separator = " " if len(encoder.encode([WORDS])[0]) == len(words) else ""
+    if not separator:  # a vocabulary of characters
+        words = list("12345678")
+    places = (index // len(words) ** (place % 3) + place for place in range(tokens))
+    text = separator.join(words[place % len(words)] for place in places)
     found = len(encoder.encode([text])[0])
     if found != tokens:
         raise ConfigError(

@@ -15,19 +15,19 @@ QWEN2 = {
 COMMON = {"vocab_size": 151936, "max_position_embeddings": 4096}
 
 
-def shaped_model(folder: Path, size: str, layers: int | None = None) -> str:
+def shaped_model(folder: Path, size: str, shrink: int = 1) -> str:
     """A folder with Qwen2.5's shapes and the tiny model's tokenizer; load it with
     `model.random_weights`.
 
     Args:
-        layers: keep so many of them, to test on a small machine; None: all.
+        shrink: divides layers and vocabulary, to test on a small machine.
     """
     from transformers import AutoTokenizer, Qwen2Config
 
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     shapes = {**COMMON, **QWEN2[size], "eos_token_id": tokenizer.eos_token_id}
-    if layers is not None:
-        shapes["num_hidden_layers"] = layers
+    shapes["num_hidden_layers"] = max(1, shapes["num_hidden_layers"] // shrink)
+    shapes["vocab_size"] = max(len(tokenizer), shapes["vocab_size"] // shrink)
     Qwen2Config(**shapes).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

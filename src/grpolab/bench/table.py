@@ -11,6 +11,7 @@ from rich.table import Table
 from grpolab.bench.report import COLUMNS, COMPARED
 
 NOTHING = "–"
+ALWAYS = ("tokens a step", "tokens/s, sampling")
 
 
 def show(found: Mapping[str, Any], console: Console | None = None) -> None:
@@ -22,7 +23,8 @@ def show(found: Mapping[str, Any], console: Console | None = None) -> None:
     console.print(
         f"case={found['case']} {found['dtype']}, {hardware['gpu'] or hardware['cpu']}, "
         f"{hardware['threads']} threads; {len(found['ours']['steps'])} steps of ours"
-        + (f", {len(peer['steps'])} of {name}, alternating" if peer else "")
+        + (f", {len(peer['steps'])} of {name}" if peer else ""),
+        soft_wrap=True,
     )
     table = Table("seconds a step", box=None, pad_edge=False)
     for title in ("ours", "min–max", name if peer else "", "min–max" if peer else "", "ours/peer"):
@@ -35,9 +37,10 @@ def show(found: Mapping[str, Any], console: Console | None = None) -> None:
         table.add_row(column, *times(mine, column), *times(yours, column), number(ratio))
     console.print(table)
     console.print(rest(found))
-    console.print(limit_lines(found))
+    console.print(per_token_line(found), soft_wrap=True)
+    console.print(limit_lines(found), soft_wrap=True)
     if "learn" in found:
-        console.print(learn_lines(found))
+        console.print(learn_lines(found), soft_wrap=True)
 
 
 def rest(found: Mapping[str, Any]) -> Table:
@@ -55,12 +58,16 @@ def rest(found: Mapping[str, Any]) -> Table:
     for label, (key, form) in rows.items():
         pair = [found["ours"][key], found["peer"][key] if found["peer"] else None]
         texts = [NOTHING if value is None else form.format(value) for value in pair]
-        ratio = pair[0] / pair[1] if pair[1] else None
+        same_work = found["ratio"]["step"] is not None or label in ALWAYS
+        ratio = pair[0] / pair[1] if pair[1] and same_work else None
         table.add_row(label, *texts, number(ratio))
-    per_token = ", ".join(f"{c} {number(found['ratio_per_token'][c])}" for c in COMPARED)
-    table.caption = f"ours/peer per token generated: {per_token}"
-    table.caption_justify = "left"
     return table
+
+
+def per_token_line(found: Mapping[str, Any]) -> str:
+    """The ratios of times for each token generated."""
+    ratios = found["ratio_per_token"]
+    return f"ours/peer, per token: {', '.join(f'{c} {number(ratios[c])}' for c in COMPARED)}"
 
 
 def limit_lines(found: Mapping[str, Any]) -> str:
@@ -95,7 +102,7 @@ def learn_lines(found: Mapping[str, Any]) -> str:
 
 def times(side: Mapping[str, Any], column: str) -> tuple[str, str]:
     """(median, minimum–maximum)."""
-    if column not in side:
+    if not side.get(column):  # a peer that samples has no update
         return NOTHING, ""
     spread = side["spread"][column]
     return seconds(side[column]), f"{seconds(spread['min'])}–{seconds(spread['max'])}"

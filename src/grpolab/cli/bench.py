@@ -76,10 +76,11 @@ def check(plan: Plan) -> None:
             f"({plan.work.rows})."
         )
     check_peer(plan)
-    if plan.work.model == "smollm2_135m":
+    name = plan.overrides.get("model.name", plan.work.model)
+    if name == "smollm2_135m":
         from grpolab.policy.locate import locate
 
-        if not Path(locate(plan.work.model)).is_dir():
+        if not Path(locate(name)).is_dir():
             raise ConfigError(f"case={plan.case} needs SmolLM2: grpolab fetch smollm2_135m.")
     scratch = Path(tempfile.mkdtemp(prefix="grpolab-bench-"))
     try:
