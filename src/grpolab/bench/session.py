@@ -45,21 +45,34 @@ def measure(plan: Plan, show: Show) -> Result:
     """
     plan = replace(plan, work=replace(plan.work, threads=plan.work.threads or default_threads()))
     result = Result(plan)
-    scratch = Path(tempfile.mkdtemp(prefix="grpolab-bench-"))
-    with sides(result, scratch, show) as (ours, peer):
-        if plan.case == "learn":
-            learn(result, ours, peer, show)
-        else:
-            alternate(result, ours, peer, show)
-        add_tracking(result, ours)
-    show("measuring the machine")
-    with worker(plan, "machine", scratch) as machine:
-        machine.wait_ready()
-        arguments = shapes(result.ours, plan.work.rows)
-        result.machine = machine.ask({"command": "measure", "arguments": arguments})
-        result.about["machine"] = machine.about
-    shutil.rmtree(scratch)  # only here: a side that died leaves its log
+    with kept_after_an_end() as scratch:
+        with sides(result, scratch, show) as (ours, peer):
+            if plan.case == "learn":
+                learn(result, ours, peer, show)
+            else:
+                alternate(result, ours, peer, show)
+            add_tracking(result, ours)
+        show("measuring the machine")
+        with worker(plan, "machine", scratch) as machine:
+            machine.wait_ready()
+            arguments = shapes(result.ours, plan.work.rows)
+            result.machine = machine.ask({"command": "measure", "arguments": arguments})
+            result.about["machine"] = machine.about
     return result
+
+
+@contextmanager
+def kept_after_an_end() -> Iterator[Path]:
+    """A folder for both sides. It goes away unless one of them ended, whose log lies there."""
+    scratch = Path(tempfile.mkdtemp(prefix="grpolab-bench-"))
+    try:
+        yield scratch
+    except BenchError:
+        raise
+    except BaseException:
+        shutil.rmtree(scratch)
+        raise
+    shutil.rmtree(scratch)
 
 
 def default_threads() -> int:
