@@ -21,7 +21,7 @@ from transformers import (
 
 from grpolab.policy.policy import Policy
 from grpolab.sampling import static
-from grpolab.sampling.base import Samples, choose, finish, keep_top_p, pad_left
+from grpolab.sampling.base import Samples, choose, finish, keep_top_p, pad_left, token_logp
 
 if TYPE_CHECKING:
     from tests.policy import policies as lab
@@ -311,10 +311,20 @@ def test_log_probs_follow_the_half_precision_copy() -> None:
 def test_choose_inverts_the_cumulative_distribution() -> None:
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(6, 4)
     uniforms = torch.tensor([0.0, 0.0999, 0.1001, 0.2999, 0.6001, 0.9999])
-    assert choose(logits, uniforms).tolist() == [0, 0, 1, 1, 3, 3]
+    assert choose(logits, uniforms)[0].tolist() == [0, 0, 1, 1, 3, 3]
 
 
-@pytest.mark.parametrize("vocabulary", [4, 50_000])
+def test_choose_walks_through_all_blocks() -> None:
+    """At the middle of every token's share of the distribution, that token."""
+    logits = torch.randn(1, 1000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    p = logits.softmax(-1)[0]
+    middle = p.cumsum(0) - p / 2
+    tokens, logps = choose(logits.expand(1000, -1), middle)
+    assert tokens.tolist() == list(range(1000))
+    torch.testing.assert_close(logps, p.log())
+
+
+@pytest.mark.parametrize("vocabulary", [4, 128, 129, 50_000])
 def test_choose_never_takes_the_impossible(vocabulary: int) -> None:
     source = torch.Generator().manual_seed(0)
     logits = torch.randn(64, vocabulary, generator=source)
@@ -322,18 +332,19 @@ def test_choose_never_takes_the_impossible(vocabulary: int) -> None:
     logits[:, -1] = -torch.inf
     logits[:, -2] = -1e4  # underflows to probability 0 though it is not masked
     for u in (0.0, 1e-45, 0.5, 1 - 2**-24, 1.0):
-        tokens = choose(logits, torch.full((64,), u))
+        tokens, logps = choose(logits, torch.full((64,), u))
+        torch.testing.assert_close(logps, token_logp(logits, tokens), rtol=1e-5, atol=1e-5)
         chosen = logits.softmax(-1).gather(1, tokens.unsqueeze(1))
         assert float(chosen.min()) > 0
     only = torch.full((1, vocabulary), -torch.inf)
     only[0, 2] = 0.0
     for u in (0.0, 0.3, 1.0):
-        assert choose(only, torch.tensor([u])).tolist() == [2]
+        assert choose(only, torch.tensor([u]))[0].tolist() == [2]
 
 
 def test_choose_in_half_precision_stays_possible() -> None:
     logits = torch.tensor([[0.0, 1.0, -torch.inf]], dtype=torch.bfloat16)
-    assert choose(logits, torch.tensor([0.9999999])).tolist() == [1]
+    assert choose(logits, torch.tensor([0.9999999]))[0].tolist() == [1]
 
 
 def test_finish() -> None:

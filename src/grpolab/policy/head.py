@@ -16,7 +16,7 @@ from grpolab.policy import kernels
 
 CHUNK_LOGITS = 2**24
 """Logits at once."""
-KEEP_BYTES = 2**27
+KEEP_BYTES = 2**28
 """Logits that are kept for the backward pass rather than made again: for small batches and small
 vocabularies that spares a quarter of the head's products."""
 

@@ -60,3 +60,30 @@ class PackedLinear:
             return functional.linear(x, self.weight, self.bias)
         found: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *PLAIN)
         return found
+
+    def silu(self, x: Tensor) -> Tensor:
+        """silu of the product, in the same pass where the kernel can."""
+        if not self.packs:
+            return functional.silu(self(x), inplace=True)
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self.weight, self.bias, "swish", [], ""
+        )
+        return found
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        """The product times other [n, N], likewise."""
+        if not self.packs:
+            return self(x).mul_(other)
+        found: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            x, other, self.weight, self.bias, "mul"
+        )
+        return found
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """The product plus other [n, N], in the wider dtype of the two."""
+        if not self.packs or other.dtype != x.dtype:
+            return other + self(x)
+        found: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            x, other, self.weight, self.bias, "add"
+        )
+        return found

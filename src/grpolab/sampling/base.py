@@ -130,7 +130,9 @@ class Sampler(ABC):
     def warp(self, logits: Tensor) -> Tensor:
         """Logits [..., V] of the distribution sampled from, float32 at least, −inf where a token
         cannot be drawn."""
-        logits = precise(logits) / self.temperature
+        logits = precise(logits)
+        if self.temperature != 1:
+            logits = logits / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
             kth = logits.topk(self.top_k, dim=-1).values[..., -1:]
             logits = logits.masked_fill(logits < kth, -torch.inf)
@@ -196,18 +198,41 @@ def keep_top_p(logits: Tensor, top_p: float) -> Tensor:
     return logits.masked_fill(below.scatter(-1, order, below), -torch.inf)
 
 
-def choose(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """One token per row [n] by inverse CDF of softmax(logits [n, V]) at uniforms [n].
+BLOCK = 128
+"""Tokens whose probabilities are summed before the running sum, which no processor does fast."""
 
-    1.6 ms where torch.multinomial takes 30 ms (32 × 49,152), and the token is a function of a
-    number that was drawn beforehand: devices and batch layouts cannot change the noise.
+
+def choose(logits: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """(tokens [n], their log-probs [n]): one per row by inverse CDF of softmax(logits [n, V]) at
+    uniforms [n].
+
+    0.9 ms where torch.multinomial takes 30 ms (32 × 49,152), and the token is a function of a
+    number that was drawn beforehand: devices and batch layouts cannot change the noise. The running
+    sum is of blocks first and then within the block that is hit. A token of probability 0 is never
+    chosen.
     """
-    cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
-    total = cumulative[:, -1:]
-    below = torch.nextafter(total, torch.zeros_like(total))  # u·total may round up to the total
-    target = torch.minimum(uniforms.unsqueeze(1).to(cumulative) * total, below)
-    # right=True: the first entry *above* the target, so a token of probability 0 is never chosen
-    return torch.searchsorted(cumulative, target, right=True).squeeze(1)
+    logits = precise(logits)
+    n, vocabulary = logits.shape
+    top = logits.amax(dim=-1, keepdim=True)
+    weights = (logits - top).exp_()
+    blocks = torch.nn.functional.pad(weights, (0, -vocabulary % BLOCK)).view(n, -1, BLOCK)
+    running = blocks.sum(dim=-1).cumsum(dim=-1)
+    total = running[:, -1:]
+    target = below(uniforms.unsqueeze(1).to(running) * total, total)
+    block = torch.searchsorted(running, target, right=True)  # the first sum *above* the target
+    before = torch.nn.functional.pad(running, (1, 0)).gather(1, block)
+    chosen = blocks.gather(1, block.unsqueeze(2).expand(-1, -1, BLOCK)).squeeze(1)
+    inside = before + chosen.cumsum(dim=-1)
+    # the block's sum may round to less here than there
+    place = torch.searchsorted(inside, below(target, inside[:, -1:]), right=True)
+    tokens = (block * BLOCK + place).squeeze(1)
+    logps = (logits.gather(1, tokens.unsqueeze(1)) - top - total.log()).squeeze(1)
+    return tokens, logps
+
+
+def below(target: Tensor, bound: Tensor) -> Tensor:
+    """The target, or the largest number under the bound."""
+    return torch.minimum(target, torch.nextafter(bound, torch.zeros_like(bound)))
 
 
 def token_logp(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -124,8 +124,8 @@ class _Decoding:
             tokens = logits.argmax(dim=-1)
         else:
             warped = self.sampler.warp(logits)
-            tokens = choose(warped, self.uniforms[self.rows, t])
-            self.logps[self.rows, t] = token_logp(warped, tokens)
+            tokens, logps = choose(warped, self.uniforms[self.rows, t])
+            self.logps[self.rows, t] = logps
         if self.sampler.matched and not self.draw.greedy:
             self.policy_logps[self.rows, t] = self.logps[self.rows, t]
         else:
