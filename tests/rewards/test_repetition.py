@@ -58,7 +58,11 @@ def test_of_tokens_without_tokens(inputs: Inputs) -> None:
 words = st.lists(st.sampled_from("abc"), max_size=30)
 
 
-@given(texts=st.lists(words, max_size=4), n=st.integers(1, 5), penalty=st.floats(-3, 0))
+@given(
+    texts=st.lists(words, max_size=4),
+    n=st.integers(1, 5),
+    penalty=st.floats(-3, 0, allow_subnormal=False),
+)
 def test_between_the_penalty_and_zero(
     inputs: Inputs, texts: list[list[str]], n: int, penalty: float
 ) -> None:

@@ -9,7 +9,8 @@ import torch
 
 from grpolab.bench import recipe
 from grpolab.bench.channel import Line, peak_gib, wait_for, work_of
-from grpolab.policy.policy import Encoder, end_tokens, load_model, pick_device, pick_dtype
+from grpolab.policy.loading import end_tokens, load_model
+from grpolab.policy.policy import Encoder, pick_device, pick_dtype
 from grpolab.sampling.base import pad_left
 from grpolab.training.loop import prepare_torch
 

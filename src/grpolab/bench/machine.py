@@ -13,6 +13,7 @@ from torch import Tensor
 
 from grpolab.bench import recipe
 from grpolab.bench.channel import Line, wait_for, work_of
+from grpolab.policy.kernels import PackedLinear, linear
 from grpolab.policy.policy import Encoder, pick_device, pick_dtype
 
 BUFFER_BYTES = {"cpu": 2**29, "cuda": 2**32}  # far beyond any cache
@@ -100,18 +101,12 @@ class Machine:
 
 def kernels(x: Tensor, weight: Tensor) -> list[Kernel]:
     """The ways to multiply x [n, in] with weight [out, in] that this build has."""
-    found: list[Kernel] = [lambda: torch.nn.functional.linear(x, weight)]
-    ops = torch.ops.mkldnn
-    packs = hasattr(ops, "_reorder_linear_weight") and hasattr(ops, "_linear_pointwise")
-    if x.device.type == "cpu" and packs:
-        try:  # up to twice as fast as `linear` at few rows
-            packed = ops._reorder_linear_weight(weight.to_mkldnn(), len(x))
-            call: Kernel = lambda: ops._linear_pointwise(x, packed, None, "none", [], "")  # noqa: E731
-            call()
-        except RuntimeError:  # a dtype or a processor that it was not built for
-            return found
-        found.append(call)
-    return found
+    packed = PackedLinear(weight, None, len(x))
+    return [
+        lambda: torch.nn.functional.linear(x, weight),
+        lambda: linear(x, weight),
+        lambda: packed(x),
+    ]
 
 
 def model_sizes(config: Any) -> tuple[Line, Counter[tuple[int, int]], Counter[tuple[int, int]]]:

@@ -15,7 +15,8 @@ from grpolab.bench import recipe
 from grpolab.bench.cases import Work
 from grpolab.bench.channel import STEP, Channel, Line, peak_gib, wait_for, work_of
 from grpolab.config import Run
-from grpolab.policy.policy import Encoder, load_model, pick_device, pick_dtype
+from grpolab.policy.loading import load_model
+from grpolab.policy.policy import Encoder, pick_device, pick_dtype
 from grpolab.tasks.base import Example
 from grpolab.training.clock import Clock
 from grpolab.training.collect import correctness
