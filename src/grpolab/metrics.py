@@ -130,6 +130,10 @@ METRICS: tuple[Metric, ...] = (
     Metric("time/wall", "seconds of the run so far", better="lower"),
     Metric("speed/tokens_per_second", "tokens sampled per second of the step", better="higher"),
     Metric("memory/peak_gib", "peak memory so far", better="lower"),
+    Metric(
+        "memory/microbatch_tokens",
+        "tokens that a micro-batch may hold; running out of memory halves it",
+    ),
 )
 
 

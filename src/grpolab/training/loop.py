@@ -105,6 +105,7 @@ class Trainer:
             "time/step": step_seconds,
             "speed/tokens_per_second": generated / step_seconds,
             "memory/peak_gib": peak_memory_gib(self.policy.device),
+            "memory/microbatch_tokens": float(self.updater.forward.budget),
         }
 
     def _reward_side(self, collected: Collected) -> dict[str, float]:
@@ -183,6 +184,7 @@ class Trainer:
             "beta": self.beta.adaptive,
             "baseline": self.baseline,
             "skipped": self.updater.skipped,
+            "budget": self.updater.forward.budget,
             "scaler": self.updater.scaler.state_dict(),
         }
         updater = self.updater
@@ -215,6 +217,7 @@ class Trainer:
         self.beta.adaptive = state["beta"]
         self.baseline = state["baseline"]
         self.updater.skipped = state["skipped"]
+        self.updater.forward.budget = state["budget"]
         self.updater.scaler.load_state_dict(state["scaler"])
         if self.collector.buffer is not None:
             self.collector.buffer.restore(state["extra"]["replay"])
