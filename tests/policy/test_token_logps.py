@@ -192,7 +192,8 @@ def test_a_whole_support_is_one_tensor(policy: Policy) -> None:
         plain = score(policy, rollouts)
         for sampler in (matched(top_k=0, temperature=1.0), matched(match_temperature=False)):
             whole = score(policy, rollouts, evaluation=sampler.evaluation(whole=True))
-            assert torch.equal(whole.logps, plain.logps)
+            gap = (whole.logps - plain.logps)[rollouts.mask].abs().max()
+            assert float(gap) < 1e-5  # a sampler that can restrict takes the plain path
             assert whole.whole is None
             assert whole.kl_logps is whole.logps
         tempered = score(policy, rollouts, evaluation=matched(top_k=0).evaluation())

@@ -19,5 +19,5 @@ class Evaluation:
     scale: float = 1.0
     """1 / temperature, where the support is the whole vocabulary."""
     evaluate: Evaluate | None = None
-    whole: bool = True
-    """Whether the scale says all there is to say; `evaluate` then does the same."""
+    scales: bool = True
+    """Whether the kernels that know a scale alone may serve; `evaluate` does the same then."""

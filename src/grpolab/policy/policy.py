@@ -229,7 +229,7 @@ class Policy:
         """
         evaluation = evaluation or Evaluation()
         decoder = None
-        if self.decoder is not None and not keep_logits and evaluation.whole:
+        if self.decoder is not None and not keep_logits and evaluation.scales:
             decoder = self.decoder if model is None else Decoder.of(model)
         if decoder is None:
             return self._plain_logps(

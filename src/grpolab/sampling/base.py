@@ -165,11 +165,12 @@ class Sampler(ABC):
         return logits, logits
 
     def evaluation(self, *, whole: bool = False) -> Evaluation:
-        """What the trainer evaluates; with `whole`, over the whole vocabulary in any case."""
+        """What the trainer evaluates; with `whole`, over the whole vocabulary in any case. Either
+        way through the same kernels, so that equal weights have equal log-probs to the last bit."""
+        partial = self.match_support and self.truncates
         scale = 1 / self.temperature if self.match_temperature else 1.0
-        if whole or not (self.match_support and self.truncates):
-            return Evaluation(scale, self.evaluate_whole)
-        return Evaluation(scale, self.evaluate, whole=False)
+        evaluate = self.evaluate if partial and not whole else self.evaluate_whole
+        return Evaluation(scale, evaluate, scales=not partial)
 
     @torch.no_grad()
     def outside(self, logits: Tensor, tokens: Tensor) -> Tensor:

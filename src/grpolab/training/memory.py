@@ -7,8 +7,8 @@ import torch
 from grpolab.config import Hardware
 from grpolab.policy.policy import Policy
 
-CPU_ALLOCATOR = ("not enough memory", "can't allocate memory")
-"""What PyTorch's allocator on a CPU says; it has no exception of its own."""
+ON_A_CPU = ("not enough memory", "can't allocate memory", "could not create a primitive")
+"""What PyTorch's allocator and oneDNN say on a CPU; they have no exception of their own."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -16,7 +16,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     text = str(error)
-    return any(words in text for words in CPU_ALLOCATOR)
+    return any(words in text for words in ON_A_CPU)
 
 
 def token_budget(hardware: Hardware, policy: Policy) -> int:

@@ -99,6 +99,8 @@ def train(
             processing_class=AutoTokenizer.from_pretrained(model_folder, padding_side="left"),
         )
         trainer.remove_callback(PrinterCallback)
+        if dtype == torch.float64 and trainer.ref_model is not None:
+            lab.wide_norms(trainer.ref_model)
         trainer.batches, trainer.use_vllm = batches, as_vllm
         trainer.train()
     assert trainer.drawn == len(batches)
