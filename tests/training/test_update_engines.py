@@ -161,11 +161,16 @@ def test_the_heads_chunks_change_nothing(
     assert_same(run_with(folder, "auto", "kl=k3", budget=60), plain, 1e-10)
 
 
-def test_bfloat16_is_close_to_float32(folder: str) -> None:
-    ours = run_with(folder, "auto", "kl=k3", "hardware.dtype=bfloat16", budget=4096)
-    plain = run_with(folder, "plain", "kl=k3", budget=4096)
+@pytest.mark.parametrize("adapters", [[], ["model.lora={r: 4}"]])
+@pytest.mark.parametrize("master", ["true", "false"])
+def test_bfloat16_is_close_to_float32(folder: str, master: str, adapters: list[str]) -> None:
+    lower = ["hardware.dtype=bfloat16", f"hardware.master_weights={master}"]
+    ours = run_with(folder, "auto", "kl=k3", *lower, *adapters, budget=4096)
+    plain = run_with(folder, "plain", "kl=k3", *adapters, budget=4096)
     found, expected = gradient(ours, exact=False)[0], gradient(plain, exact=False)[0]
-    assert found.dtype == torch.float32
+    if master == "true":
+        assert found.dtype == torch.float32
+    found = found.float()
     cosine = torch.nn.functional.cosine_similarity(found, expected, dim=0)
     assert float(cosine) > 0.99
     assert math.isclose(float(found.norm()), float(expected.norm()), rel_tol=0.1)

@@ -44,7 +44,7 @@ def summarise(result: Result) -> dict[str, Any]:
         "limit_share": shares(limit["ours"], ours),
         "peer_limit_share": shares(limit["peer"], peer or {}),
         "turns": result.turns,
-        "about": result.about,
+        "about": {s: {k: v for k, v in d.items() if k != "model"} for s, d in result.about.items()},
     }
     return found | ({"learn": learning(result)} if result.plan.case == "learn" else {})
 
@@ -165,7 +165,7 @@ def hardware(result: Result) -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
         "device": result.about["ours"]["device"],
         "gpu": result.about["ours"]["gpu"],
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -54,7 +55,9 @@ def write(plan: Plan, found: dict[str, Any]) -> None:
     from grpolab.tracking.folder import write_atomically
 
     plan.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(plan.out, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(found, indent=1, ensure_ascii=False)
+    flat = re.sub(r"\[[^][{}]*\]", lambda m: re.sub(r"\s+", " ", m[0]), text)  # numbers on a line
+    write_atomically(plan.out, flat + "\n")
     print(f"written: {plan.out}")
     if plan.case == "growth":
         from grpolab.bench.growth import draw

@@ -84,6 +84,11 @@ class Decoder:
         found: torch.device = self.embedding.weight.device
         return found
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """[n] → [n, d], the start of the residual stream: float32 at least."""
+        x = torch.nn.functional.embedding(tokens, self.embedding.weight)
+        return x.to(torch.promote_types(x.dtype, torch.float32))
+
     def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
         """At positions [n]. Half of it: Transformers' second half repeats the first."""
         like = torch.empty(0, dtype=dtype, device=positions.device)

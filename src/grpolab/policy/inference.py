@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from grpolab.policy.decoder import Attend, Decoder, Layer, Rotation, effective, rotate
 from grpolab.policy.kernels import PackedLinear
@@ -15,7 +14,7 @@ from grpolab.policy.kernels import PackedLinear
 class InferenceWeights:
     """A snapshot of a decoder: adapters merged, products that read the same tokens joined, weights
     in `dtype` and in the layout of the fastest kernel. Norms, embedding and the residual stream
-    stay as wide as the trained weights, as under autocast.
+    stay float32 at least, as under autocast.
 
     Args:
         rows: tokens of a decode step, which the layout is best for.
@@ -26,11 +25,6 @@ class InferenceWeights:
         self.decoder, self.dtype = decoder, dtype
         self.layers = [InferenceLayer(decoder, layer, dtype, rows) for layer in decoder.layers]
         self.head = joined([decoder.head], dtype, rows)
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """[n] → [n, d]."""
-        found: Tensor = functional.embedding(tokens, self.decoder.embedding.weight)
-        return found
 
     def hidden(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """All layers over embedded tokens x [n, d]; the last norm is `logits`'s."""

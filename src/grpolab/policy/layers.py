@@ -131,10 +131,10 @@ def hidden_states(
     """[M, d] in `dtype`, after the last norm: those that predict the packed rows' completions.
 
     Args:
-        dtype: of the products; norms and the residual stream are as wide as the weights.
+        dtype: of the products; norms and the residual stream are float32 at least.
         checkpointing: keep each layer's input alone, and run the layer again in the backward pass.
     """
-    x = functional.embedding(packing.tokens, decoder.embedding.weight)
+    x = decoder.embed(packing.tokens)
     rotation = decoder.rotation(packing.positions, torch.promote_types(dtype, torch.float32))
 
     def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

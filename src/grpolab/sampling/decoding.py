@@ -53,7 +53,7 @@ class DecoderEngine:
         columns = torch.arange(width, device=self.decoder.device)
         valid = columns < self.lengths.unsqueeze(1)  # [P, S]
         positions = columns.expand(len(self.lengths), -1)[valid]
-        x = self.weights.embed(self.tokens)
+        x = self.decoder.embed(self.tokens)
         rotation = self.decoder.rotation(positions, self.dtype)
         hidden = self.weights.hidden(x, rotation, lambda i, q, k, v: self._among(q, k, v, valid))
         last = self.lengths.cumsum(0) - 1
@@ -77,7 +77,7 @@ class DecoderEngine:
         """Logits [R, V] after the next token of every running row."""
         if not self.time:
             self._allocate(len(tokens))
-        x = self.weights.embed(tokens)
+        x = self.decoder.embed(tokens)
         rotation = self.decoder.rotation(self.next_position, self.dtype)
         logits = self.weights.logits(self.weights.hidden(x, rotation, self._attend))
         self.time += 1
