@@ -87,11 +87,6 @@ def pack(
     )
 
 
-def packed_size(prompt_lengths: list[int], lengths: list[int]) -> int:
-    """Tokens that rows of one prompt pack into: the prompt once."""
-    return max(prompt_lengths) + sum(max(0, n - 1) for n in lengths)
-
-
 def _first_of_group(rows: int, groups: Tensor | None, device: torch.device) -> Tensor:
     if groups is None:
         return torch.arange(rows, device=device)
