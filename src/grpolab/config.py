@@ -163,6 +163,10 @@ class Run:
     report: str | None = setting(
         None, "module:function called with (run, folder) for the closing summary of a single run"
     )
+    retry: Literal["failed"] | None = setting(None, "failed: a sweep runs its failed jobs again")
+    on_error: Literal["continue", "stop"] = setting(
+        "continue", "stop: a sweep ends after the first job that fails"
+    )
     raw: dict[str, Any] = field(default_factory=dict, repr=False)
     """The resolved configuration as plain containers."""
 
@@ -337,7 +341,7 @@ def check_selection(run: Run) -> None:
         )
 
 
-UNHASHED = ("tracking", "output_dir", "study", "report", "debug")
+UNHASHED = ("tracking", "output_dir", "study", "report", "debug", "retry", "on_error")
 """Keys that change where or how a run is recorded, not what it computes."""
 
 

@@ -18,6 +18,18 @@ def _train(arguments: Sequence[str]) -> int:
     return train(arguments)
 
 
+def _status(arguments: Sequence[str]) -> int:
+    from grpolab.cli.status import status
+
+    return status(arguments)
+
+
+def _resume(arguments: Sequence[str]) -> int:
+    from grpolab.cli.status import resume
+
+    return resume(arguments)
+
+
 def _analyze(arguments: Sequence[str]) -> int:
     from grpolab.cli.inspect import analyze
 
@@ -50,6 +62,8 @@ def _bench(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "one run, or a sweep with -m: grpolab train clip=cispo kl=k3"),
+    "status": (_status, "how a sweep stands: arm × seed, progress, reward, time left"),
+    "resume": (_resume, "goes on with what is not finished, without arguments"),
     "analyze": (_analyze, "figures and tables of a sweep: grpolab analyze sweep=latest"),
     "bench": (_bench, "seconds a step beside the peers and the limit: grpolab bench case=tiny"),
     "list": (_list, "every variant with formula, source and settings: grpolab list [group] [name]"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grpolab.component import ConfigError
-from grpolab.config import Run, bind_run, job_id
+from grpolab.config import Run, bind_run
 from grpolab.sweep.compose import Command, Sweep, expand, parse_command
 from grpolab.sweep.explain import conf_dir
 from grpolab.sweep.manifest import (
@@ -45,13 +45,13 @@ def train(arguments: Sequence[str]) -> int:
         print(f"Note: {note}", file=sys.stderr)
     if sweep.multirun:
         return _run_sweep(command, sweep, runs[0], arms)
-    return _run_one(sweep.jobs[0].raw, runs[0])
+    return run_one(sweep.jobs[0].raw, runs[0])
 
 
-def _run_one(raw: dict[str, Any], run: Run) -> int:
-    from grpolab.sweep.job import run_job
+def run_one(raw: dict[str, Any], run: Run) -> int:
+    from grpolab.sweep.job import run_folder, run_job
 
-    folder = RunFolder(Path(run.output_dir) / run.study / job_id(raw))
+    folder = run_folder(raw)
     if folder.status()["state"] == "done":
         print(f"Done before: {folder.path} (the same configuration and code; nothing to do).")
         return 0
@@ -60,31 +60,87 @@ def _run_one(raw: dict[str, Any], run: Run) -> int:
 
 
 def _run_sweep(command: Command, sweep: Sweep, run: Run, arms: list[Member]) -> int:
-    known = find_manifest(run.output_dir, run.study, arms)
-    sweep_id = str(known["sweep"]) if known else new_sweep_id()
-    parent = _open_parent(run, sweep_id, sweep, command, known)
-    path = manifest_path(run.output_dir, run.study, sweep_id)
-    write_manifest(
-        path,
-        sweep_id=sweep_id,
-        study=run.study,
-        parent_run_id=parent[1] if parent else (known or {}).get("parent_run_id"),
-        command=["grpolab", "train", *command.words],
-        factors=sweep.factors,
-        jobs=arms,
-    )
+    sweep_id, parent = _enter(command, sweep, run, arms)
     names = {m.arm for m in arms}
-    print(f"Sweep {sweep_id}: {len(arms)} runs, {len(names)} arms, study {run.study}.")
+    print(f"Sweep {sweep_id}: {len(arms)} runs, {len(names)} arms, study {run.study}.", flush=True)
     folders = [RunFolder(Path(run.output_dir) / run.study / m.job_id) for m in arms]
     finished = "KILLED"
     try:
-        _hand_to_hydra(command, sweep_id)
+        if launcher := own_launcher(sweep.launcher):
+            _drive(launcher, sweep, run, arms, sweep_id)
+        else:
+            _hand_to_hydra(command, sweep_id)
         failed = any(f.status()["state"] != "done" for f in folders)
         finished = "FAILED" if failed else "FINISHED"
     finally:
         if parent:
             parent[0].set_terminated(parent[1], status=finished)
     return _report(folders, run, sweep_id=sweep_id)
+
+
+def _drive(launcher: Any, sweep: Sweep, run: Run, arms: list[Member], sweep_id: str) -> None:
+    """Runs the jobs through a launcher of ours."""
+    from grpolab.sweep.drive import Driver, scratch_folder
+    from grpolab.sweep.watch import SweepProgress
+
+    raws = [
+        {**job.raw, "tracking": {**job.raw["tracking"], "sweep": sweep_id}} for job in sweep.jobs
+    ]
+    jobs = dict(zip((m.job_id for m in arms), raws, strict=True))
+    study = Path(run.output_dir) / run.study
+    pool = launcher.pool(raws, scratch_folder(run.output_dir, run.study, sweep_id))
+    members = [vars(m) for m in arms]
+    shown = run.tracking.progress and not launcher.in_process
+    with SweepProgress(study, members, enabled=shown) as progress:
+        Driver(
+            jobs,
+            pool,
+            retry_failed=run.retry == "failed",
+            stop_on_error=run.on_error == "stop",
+            show=progress.show,
+        ).run()
+
+
+def own_launcher(settings: dict[str, Any]) -> Any:
+    """The launcher of ours that hydra/launcher chooses; None where it is one of Hydra's plugins."""
+    from grpolab.component import make
+    from grpolab.sweep.launchers.base import Launcher
+
+    module, _, name = str(settings.get("_target_", "")).rpartition(".")
+    if module.startswith(("hydra_plugins.", "hydra._internal.")):
+        return None
+    found = getattr(importlib.import_module(module), name)
+    if not issubclass(found, Launcher):
+        raise ConfigError(
+            f"hydra.launcher._target_: {module}.{name} given; allowed: a class of "
+            "grpolab.sweep.launchers.base.Launcher, or a Hydra plugin."
+        )
+    return make(found, {k: v for k, v in settings.items() if k != "_target_"}, "hydra.launcher")
+
+
+def _enter(
+    command: Command, sweep: Sweep, run: Run, arms: list[Member]
+) -> tuple[str, tuple[Any, str] | None]:
+    """The sweep's id and its MLflow run. The same sweep asked for again stays one sweep, also when
+    two drivers ask at once."""
+    from filelock import FileLock
+
+    folder = Path(run.output_dir) / run.study / "sweeps"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(folder / ".lock")):
+        known = find_manifest(run.output_dir, run.study, arms)
+        sweep_id = str(known["sweep"]) if known else new_sweep_id()
+        parent = _open_parent(run, sweep_id, sweep, command, known)
+        write_manifest(
+            manifest_path(run.output_dir, run.study, sweep_id),
+            sweep_id=sweep_id,
+            study=run.study,
+            parent_run_id=parent[1] if parent else (known or {}).get("parent_run_id"),
+            command=["grpolab", "train", *command.words],
+            factors=sweep.factors,
+            jobs=arms,
+        )
+    return sweep_id, parent
 
 
 def _open_parent(

@@ -65,6 +65,8 @@ class Sweep:
     jobs: list[Job]
     factors: list[str]
     multirun: bool
+    launcher: dict[str, Any] = field(default_factory=dict)
+    """The choice of hydra/launcher, with its `_target_`."""
 
 
 def expand(command: Command) -> Sweep:
@@ -99,7 +101,7 @@ def expand(command: Command) -> Sweep:
         jobs = [Job(tuple(c), compose(c)) for c in _product(overrides)]
     last = {str(o.key_or_group): o for o in overrides}  # a fixed value ends an experiment's sweep
     factors = [key for key, override in last.items() if override.is_sweep_override()]
-    return Sweep(jobs, factors, True)
+    return Sweep(jobs, factors, True, base["hydra"]["launcher"])
 
 
 def _product(overrides: list[Any]) -> list[list[str]]:
@@ -121,6 +123,7 @@ class _Composer:
         from hydra.core.global_hydra import GlobalHydra
 
         register_outside_components()
+        make_local_the_default_launcher()
         GlobalHydra.instance().clear()
         self._context = initialize_config_dir(str(conf_dir()), version_base="1.3")
         self._context.__enter__()
@@ -140,13 +143,10 @@ class _Composer:
         try:
             config = compose("train", overrides=overrides, return_hydra_config=with_hydra)
             if with_hydra:
-                picked = OmegaConf.select(config, "hydra.sweeper")
-                return {
-                    "hydra": {
-                        "mode": str(getattr(config.hydra.mode, "name", config.hydra.mode)),
-                        "sweeper": OmegaConf.to_container(picked, resolve=False),
-                    }
-                }
+                nodes = {k: OmegaConf.select(config, f"hydra.{k}") for k in ("sweeper", "launcher")}
+                mode = str(getattr(config.hydra.mode, "name", config.hydra.mode))
+                plain = {k: OmegaConf.to_container(v, resolve=False) for k, v in nodes.items()}
+                return {"hydra": {"mode": mode, **plain}}
             found = OmegaConf.to_container(config, resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(explain(error, overrides)) from error
@@ -166,6 +166,18 @@ def _search_too(folder: Path) -> None:
         "command-line", f"file://{folder.absolute()}", SearchPathQuery(provider="schema")
     )
     loader.repository = ConfigRepository(config_search_path=loader.config_search_path)
+
+
+def make_local_the_default_launcher() -> None:
+    """What Hydra takes where nobody chooses a launcher is its `basic`: it becomes ours. An override
+    in train.yaml would do that too, but would beat those of experiment files."""
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
+    from omegaconf import OmegaConf
+
+    Plugins.instance()  # the scan that registers Hydra's own, which ours has to follow
+    local = OmegaConf.load(conf_dir() / "hydra" / "launcher" / "local.yaml")
+    ConfigStore.instance().store(group="hydra/launcher", name="basic", node=local)
 
 
 def register_outside_components() -> None:

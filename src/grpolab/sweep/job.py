@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,24 @@ from grpolab.training.update import TrainingFailed
 def run_job(raw: dict[str, Any]) -> str:
     """Runs one resolved configuration to its end: done, failed, interrupted or busy.
 
-    A job that is done already is left alone. Ctrl-C raises KeyboardInterrupt after a checkpoint.
+    A job that is done already is left alone; one that failed runs again, from its checkpoint if it
+    has one. Ctrl-C raises KeyboardInterrupt after a checkpoint.
     """
     run = bind_run(raw)
-    folder = RunFolder(Path(run.output_dir) / run.study / job_id(raw))
+    folder = run_folder(raw)
     if folder.status()["state"] == "done":
         return "done"
     ready = check(run)
-    if folder.status()["state"] == "failed":
-        checkpoint.remove(folder.path)  # what failed starts over
     try:
         with folder.lease():
             return _train(run, raw, folder, ready)
     except Busy:
         return "busy"
+
+
+def run_folder(raw: Mapping[str, Any]) -> RunFolder:
+    """Where a resolved configuration's run lies."""
+    return RunFolder(Path(raw["output_dir"]) / raw["study"] / job_id(raw))
 
 
 def _train(run: Run, raw: dict[str, Any], folder: RunFolder, ready: Ready) -> str:
@@ -62,15 +67,17 @@ def _train(run: Run, raw: dict[str, Any], folder: RunFolder, ready: Ready) -> st
         folder.set_status("pending", "interrupted")
         trackers.finish("KILLED")
         raise
-    except ConfigError:
-        folder.set_status("failed", "bad config")
+    except ConfigError as error:
+        folder.set_status("failed", str(error))
         trackers.finish("FAILED")
         raise
     except Exception as error:  # one broken arm must not end a sweep
         known = isinstance(error, TrainingFailed)
         reason = str(error) if known else f"{type(error).__name__}: {error}"
         folder.set_status("failed", reason)
-        if not known:
+        if known:
+            checkpoint.remove(folder.path)  # it led here, and would again
+        else:
             (folder.path / "traceback.txt").write_text(traceback.format_exc())
         trackers.finish("FAILED")
         return "failed"
@@ -89,6 +96,7 @@ def _identity(run: Run, raw: dict[str, Any]) -> dict[str, Any]:
     identity: dict[str, Any] = {
         "study": run.study, "sweep": run.tracking.sweep, "job_id": own, "arm": BASELINE,
         "seed": run.seed, "baseline": True, "factors": {}, "parent_run_id": None,
+        "steps": run.steps,
     }  # fmt: skip
     if run.tracking.sweep is None:
         return identity
@@ -96,7 +104,10 @@ def _identity(run: Run, raw: dict[str, Any]) -> dict[str, Any]:
     member = next((m for m in manifest["jobs"] if m["job_id"] == own), None)
     if member is not None:
         identity |= {k: member[k] for k in ("arm", "baseline", "factors")}
-    return identity | {"parent_run_id": manifest["parent_run_id"]}
+    return identity | {
+        "parent_run_id": manifest["parent_run_id"],
+        "command": manifest["command"],
+    }
 
 
 def _describe(folder: RunFolder, raw: dict[str, Any], identity: dict[str, Any]) -> None:
@@ -104,7 +115,7 @@ def _describe(folder: RunFolder, raw: dict[str, Any], identity: dict[str, Any]) 
 
     OmegaConf.save(OmegaConf.create(raw), folder.path / "config.yaml")
     folder.write_json("run.json", identity)
-    folder.write_json("provenance.json", provenance())
+    folder.write_json("provenance.json", provenance(identity.get("command")))
 
 
 def _checkpoint_step(folder: RunFolder) -> int:

@@ -31,6 +31,7 @@ class Member:
     seed: int
     baseline: bool
     factors: dict[str, Any]
+    steps: int
 
 
 def new_sweep_id() -> str:
@@ -64,7 +65,7 @@ def members(sweep: Sweep, baseline: Mapping[str, Any] | None) -> list[Member]:
         made.append(
             Member(
                 job_id(job.raw), list(job.overrides), arm or BASELINE, int(job.raw["seed"]),
-                not arm, own,
+                not arm, own, int(job.raw["steps"]),
             )
         )  # fmt: skip
     return made
@@ -107,6 +108,7 @@ def write_manifest(
         "created": datetime.now(UTC).isoformat(),
         "parent_run_id": parent_run_id,
         "command": shlex.join(command),
+        "folder": str(Path.cwd()),
         "factors": list(factors),
         "baseline_arm": baseline,
         "jobs": [vars(m) for m in jobs],

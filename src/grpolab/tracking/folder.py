@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from typing import Any
 
 LEASE_SECONDS = 60.0  # a lease not renewed for so long is stale, whatever host it names
 RENEW_SECONDS = 10.0
+WATCH_SECONDS = 25.0  # a live process renews its lease at least twice meanwhile
 
 
 class Busy(RuntimeError):
@@ -44,9 +46,20 @@ class RunFolder:
             self._write_status(state, reason, lease=lease)
 
     def _write_status(self, state: str, reason: str | None, *, lease: bool) -> None:
-        held = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+        held = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": process_start(os.getpid()),
+            "time": time.time(),
+        }
         content = {"state": state, "reason": reason, "lease": held if lease else None}
-        write_atomically(self.path / "STATUS", json.dumps(content) + "\n")
+        text = json.dumps(content) + "\n"
+        try:
+            write_atomically(self.path / "STATUS", text)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            overwrite(self.path / "STATUS", text)
 
     @contextmanager
     def lease(self) -> Iterator[None]:
@@ -59,7 +72,7 @@ class RunFolder:
 
         self.path.mkdir(parents=True, exist_ok=True)
         with FileLock(str(self.path / ".lock")):
-            if lease_is_live(self.status()):
+            if lease_is_live(self.status()) or self._is_renewed():
                 raise Busy(f"{self.path} is being run by another process")
             self.set_status("running", lease=True)
         stop = threading.Event()
@@ -70,6 +83,14 @@ class RunFolder:
         finally:
             stop.set()
             thread.join()
+
+    def _is_renewed(self) -> bool:
+        """Watches a lease of another host that looks old: its clock, or ours, may be wrong."""
+        seen = self.status()
+        if seen["state"] != "running" or not seen["lease"] or not is_foreign(seen["lease"]):
+            return False
+        time.sleep(WATCH_SECONDS)
+        return self.status() != seen
 
     def _renew(self, stop: threading.Event) -> None:
         while not stop.wait(RENEW_SECONDS):
@@ -121,23 +142,43 @@ class RunFolder:
 
 
 def lease_is_live(status: Mapping[str, Any]) -> bool:
-    """Whether some process is still at work on a run."""
+    """Whether some process is still at work on a run. On this host its process is asked for; of
+    another one, only how long ago the lease was renewed is known."""
     lease = status.get("lease")
     if status.get("state") != "running" or not lease:
         return False
-    if lease["host"] == socket.gethostname():
-        return lease["pid"] != os.getpid() and _alive(lease["pid"])
-    return time.time() - float(lease["time"]) < LEASE_SECONDS
+    if not is_foreign(lease):
+        return lease["pid"] != os.getpid() and _alive(lease["pid"], lease.get("started"))
+    return abs(time.time() - float(lease["time"])) < LEASE_SECONDS
 
 
-def _alive(pid: int) -> bool:
+def is_foreign(lease: Mapping[str, Any]) -> bool:
+    """Whether another host holds it."""
+    return bool(lease["host"] != socket.gethostname())
+
+
+def _alive(pid: int, started: str | None) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
+    found = process_start(pid)
+    if found and started and found != started:
+        return False  # another process got the number
     return not _is_zombie(pid)
+
+
+def process_start(pid: int) -> str | None:
+    """When a process began, as text that no later process of that number shares; None where the
+    system does not say."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+    return f"{boot}:{stat.rpartition(')')[2].split()[19]}"
 
 
 def _is_zombie(pid: int) -> bool:
@@ -173,6 +214,13 @@ def write_atomically(path: Path, text: str) -> None:
     scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     scratch.write_text(text, encoding="utf-8")
     scratch.replace(path)
+
+
+def overwrite(path: Path, text: str) -> None:
+    """Writes into the place a file has: on a full disk there is none for a second one."""
+    with path.open("r+b") as file:
+        file.write(text.encode())
+        file.truncate()
 
 
 def _plain(value: float) -> float | str:

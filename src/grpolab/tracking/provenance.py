@@ -16,13 +16,17 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def provenance() -> dict[str, Any]:
-    """git sha and diff, package versions, hardware, command; what cannot be had is None."""
+def provenance(command: str | None = None) -> dict[str, Any]:
+    """git sha and diff, package versions, hardware, command; what cannot be had is None.
+
+    Args:
+        command: as it was given; null: this process's own.
+    """
     import torch
 
     cuda = torch.cuda.is_available()
     return {
-        "command": " ".join(sys.argv),
+        "command": " ".join(sys.argv) if command is None else command,
         "git_sha": _git("rev-parse", "HEAD"),
         "git_diff": _git("diff", "HEAD"),
         "python": platform.python_version(),

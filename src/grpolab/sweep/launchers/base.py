@@ -1,0 +1,54 @@
+"""What a launcher is to the sweep's driver: places where jobs run, told what to do by messages."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+DIED = "died"
+"""The state of a job whose process ended without saying how it went."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that a pool has given up."""
+
+    key: str
+    state: str
+    """What `run_job` returned (done, failed, busy, interrupted), or `died`."""
+    reason: str | None = None
+
+
+class Pool(Protocol):
+    """Places where jobs run, `size` at once. All results go through the run folders; what comes
+    back here only says that a job has ended."""
+
+    size: int
+
+    def submit(self, key: str, raw: Mapping[str, Any]) -> None:
+        """Starts a job; called while fewer than `size` are running."""
+
+    def wait(self, seconds: float) -> list[Ended]:
+        """Jobs that have ended, after at most so many seconds without one."""
+
+    def stop(self, keys: Sequence[str]) -> None:
+        """Asks running jobs to finish their step, checkpoint and end."""
+
+    def close(self, *, kill: bool = False) -> None:
+        """Ends all processes: when they are idle, or at once."""
+
+
+class Launcher(ABC):
+    """A choice of `hydra/launcher`: its settings, and the pool they give."""
+
+    @property
+    def in_process(self) -> bool:
+        """Whether jobs run in the driver's process, which then shows each job's own progress."""
+        return False
+
+    @abstractmethod
+    def pool(self, raws: Sequence[Mapping[str, Any]], scratch: Path) -> Pool:
+        """Places for these resolved configurations; `scratch` is a folder for its own files."""

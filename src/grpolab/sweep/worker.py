@@ -1,0 +1,115 @@
+"""A worker process: one job after the other, as JSON lines from its driver.
+
+    {"key", "raw"} in, {"key", "state", "reason"} out.
+
+What a job prints goes to log.txt in its folder. When the driver is gone, stdin ends: a running job
+then finishes its step, checkpoints and ends, and the worker with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+LAST_WORDS = 60.0  # seconds a job has to end after its driver did
+
+
+class Worker:
+    """The worker's loop."""
+
+    def __init__(self) -> None:
+        self._replies = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+        self._jobs: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._running = False
+        self._threads: int | None = None
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def loop(self) -> None:
+        """Runs jobs until stdin ends."""
+        while (job := self._jobs.get()) is not None:
+            state, reason = self._run(job["raw"])
+            self._replies.write(
+                json.dumps({"key": job["key"], "state": state, "reason": reason}) + "\n"
+            )
+            self._replies.flush()
+
+    def _listen(self) -> None:
+        """Takes lines in a thread of its own, so that the driver's end is noticed in a job, too."""
+        for line in sys.stdin:
+            self._jobs.put(json.loads(line))
+        self._jobs.put(None)
+        if self._running:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(LAST_WORDS)
+            os._exit(1)
+
+    def _run(self, raw: dict[str, Any]) -> tuple[str, str | None]:
+        from grpolab.component import ConfigError
+        from grpolab.sweep.job import run_folder, run_job
+
+        if self._threads is None:
+            import torch
+
+            self._threads = torch.get_num_threads()
+        folder = run_folder(raw)
+        with printing_to(folder.path / "log.txt"):
+            self._running = True
+            try:
+                state = run_job(raw)
+                return state, folder.status()["reason"]
+            except KeyboardInterrupt:
+                return "interrupted", None
+            except ConfigError as error:
+                return "failed", str(error)
+            except Exception as error:
+                traceback.print_exc()
+                return "failed", f"{type(error).__name__}: {error}"
+            finally:
+                self._running = False
+                self._tidy()
+
+    def _tidy(self) -> None:
+        """What a job leaves behind in this process and the next one would meet."""
+        import torch
+
+        torch.set_num_threads(self._threads or torch.get_num_threads())
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@contextmanager
+def printing_to(path: Path) -> Iterator[None]:
+    """What is printed meanwhile, by anyone in this process, is appended to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = [os.dup(1), os.dup(2)]
+    with path.open("ab") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, before in zip((1, 2), kept, strict=True):
+            os.dup2(before, number)
+            os.close(before)
+
+
+def main() -> None:
+    """Serves a driver."""
+    Worker().loop()
+
+
+if __name__ == "__main__":
+    main()
