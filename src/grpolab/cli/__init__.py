@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from grpolab.component import ConfigError, nearest
 
+FAILED = 1
 BAD_CONFIG = 2
 INTERRUPTED = 130
 
@@ -121,6 +122,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("grpolab: interrupted; the same command goes on from there.", file=sys.stderr)
         return INTERRUPTED
+    except Exception as error:
+        from grpolab.tracking.disk import is_disk_full
+
+        if not is_disk_full(error):
+            raise
+        print(f"grpolab: no space is left on the disk ({error}).", file=sys.stderr)
+        return FAILED
 
 
 def entry() -> None:

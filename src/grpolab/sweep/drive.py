@@ -99,6 +99,8 @@ class Driver:
             self.elsewhere.add(ended.key)
         elif ended.state == DIED:
             self._bury(ended)
+        elif ended.state == "pending" and not self.stopping:
+            self.stop()  # there is no room on the disk, which no other job would have either
         elif ended.state == "failed":
             self._note_refusal(ended)
             if self.stop_on_error and not self.stopping:

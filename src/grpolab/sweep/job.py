@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from grpolab.sweep.manifest import BASELINE, manifest_path, read_manifest
 from grpolab.sweep.preflight import Ready, check
 from grpolab.sweep.progress import Progress
 from grpolab.sweep.trackers import Trackers
+from grpolab.tracking.disk import is_disk_full
 from grpolab.tracking.folder import Busy, RunFolder
 from grpolab.tracking.provenance import provenance
 from grpolab.training import checkpoint
@@ -21,7 +23,7 @@ from grpolab.training.update import TrainingFailed
 
 
 def run_job(raw: dict[str, Any]) -> str:
-    """Runs one resolved configuration to its end: done, failed, interrupted or busy.
+    """Runs one resolved configuration to its end: done, failed, busy, or pending (a full disk).
 
     A job that is done already is left alone; one that failed runs again, from its checkpoint if it
     has one. Ctrl-C raises KeyboardInterrupt after a checkpoint.
@@ -36,6 +38,20 @@ def run_job(raw: dict[str, Any]) -> str:
             return _train(run, raw, folder, ready)
     except Busy:
         return "busy"
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        with suppress(OSError):  # else the lease grows stale, which says pending as well
+            folder.set_status("pending", no_room(run.output_dir))
+        return "pending"
+
+
+def no_room(output_dir: str) -> str:
+    """What is said of a full disk."""
+    return (
+        f"no space is left for {Path(output_dir).absolute()}; what was written before is intact, "
+        "and once there is room the same command goes on"
+    )
 
 
 def run_folder(raw: Mapping[str, Any]) -> RunFolder:
@@ -72,6 +88,10 @@ def _train(run: Run, raw: dict[str, Any], folder: RunFolder, ready: Ready) -> st
         trackers.finish("FAILED")
         raise
     except Exception as error:  # one broken arm must not end a sweep
+        if is_disk_full(error):
+            with suppress(OSError):
+                trackers.finish("KILLED")
+            raise
         known = isinstance(error, TrainingFailed)
         reason = str(error) if known else f"{type(error).__name__}: {error}"
         folder.set_status("failed", reason)

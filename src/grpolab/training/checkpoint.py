@@ -3,14 +3,17 @@
 Random streams are derived from (seed, name, step), so there is no generator state to keep. Weights
 and optimizer state are safetensors; nothing is pickled. A reference that never moves is not kept:
 it is the start weights, which the run loads anyway. The folder is swapped in by renames, so a kill
-at any moment leaves a whole checkpoint.
+at any moment leaves a whole checkpoint, and the one before is kept: each file's checksum stands in
+sums.json, and where a disk has changed a bit or cut a file, the older checkpoint is used.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,8 @@ from torch import Tensor
 
 FOLDER = "checkpoint"
 EXTRA = "extra"
+SUMS = "sums.json"
+"""SHA-256 of every other file, by its path in the checkpoint."""
 
 
 def save(
@@ -42,11 +47,31 @@ def save(
         extra: further tensors by name and key; `load` returns them, on the CPU, as
             state["extra"].
     """
-    from safetensors.torch import save_file
-
     new, old, final = (run_folder / f"{FOLDER}{end}" for end in (".new", ".old", ""))
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
+    try:
+        _write(new, parameters, optimizer, state, reference, extra)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)  # half of one takes up room, and is good for nothing
+        raise
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+    new.rename(final)
+
+
+def _write(
+    new: Path,
+    parameters: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    reference: Mapping[str, Tensor] | None,
+    extra: Mapping[str, Mapping[str, Tensor]] | None,
+) -> None:
+    """All files, on the disk when this returns."""
+    from safetensors.torch import save_file
+
     save_file(_plain(parameters), new / "weights.safetensors")
     save_file(_optimizer_tensors(parameters, optimizer), new / "optimizer.safetensors")
     if reference:
@@ -55,13 +80,19 @@ def save(
         (new / EXTRA).mkdir(exist_ok=True)
         save_file(_plain(tensors), new / EXTRA / f"{name}.safetensors")
     (new / "state.json").write_text(json.dumps(state))
+    (new / SUMS).write_text(json.dumps(_sums(new), indent=2))
     for path in filter(Path.is_file, new.rglob("*")):
         _sync(path)
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    new.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SUMS)
+    return {str(p.relative_to(folder)): _sum(p) for p in files}
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load(
@@ -93,11 +124,42 @@ def load(
 
 
 def find(run_folder: Path) -> Path | None:
-    """The newest whole checkpoint: the swap may have been cut between its two renames."""
+    """The newest checkpoint whose files are what was written; None without one.
+
+    A damaged one is passed over, with a warning. Looking at the files again is left out where
+    nothing has changed since the last time.
+    """
     for end in ("", ".old"):
         folder = run_folder / f"{FOLDER}{end}"
-        if (folder / "state.json").exists():
+        if not (folder / SUMS).exists():
+            continue
+        damaged = _damaged(folder)
+        if damaged is None:
             return folder
+        warnings.warn(
+            f"{folder / damaged} is damaged (its checksum has changed); the checkpoint before is "
+            "used, or the run begins anew",
+            stacklevel=2,
+        )
+    return None
+
+
+_verified: dict[Path, tuple[int, ...]] = {}
+
+
+def _damaged(folder: Path) -> str | None:
+    """The first file that is not as it was written, if any."""
+    try:
+        wanted: dict[str, str] = json.loads((folder / SUMS).read_text())
+        stamps = tuple((folder / name).stat().st_mtime_ns for name in wanted)
+        if _verified.get(folder) == stamps:
+            return None
+        for name, expected in wanted.items():
+            if _sum(folder / name) != expected:
+                return name
+    except (OSError, ValueError, AttributeError):
+        return SUMS
+    _verified[folder] = stamps
     return None
 
 
