@@ -44,7 +44,11 @@ def load_model(encoder: Encoder, dtype: torch.dtype, seed: int) -> Any:
             )
     try:
         return AutoModelForCausalLM.from_pretrained(
-            encoder.path, dtype=dtype, use_safetensors=True, attn_implementation=attention
+            encoder.path,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation=attention,
         )
     except (OSError, ValueError, ImportError) as error:  # no safetensors, no such attention
         reason = str(error).strip().splitlines()[0]

@@ -72,20 +72,26 @@ class Encoder:
     """A tokenizer with the model's prompt format; needs no weights."""
 
     def __init__(self, settings: Model) -> None:
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         quiet()
         self.settings = settings
         self.path = locate(settings.name)
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(self.path)
-            self.config: Any = AutoConfig.from_pretrained(self.path)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+        try:  # False and not unset: Transformers would ask on the terminal whether to run code
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
+            self.config: Any = AutoConfig.from_pretrained(self.path, trust_remote_code=False)
+        except Exception as error:  # files from elsewhere; tokenizers raises a bare Exception
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(
                 f"model.name: cannot load {settings.name!r} ({reason}); allowed: tiny, a local "
                 "folder, a hub id that can be reached, or a name that `grpolab fetch` has cached."
             ) from error
+
+        if type(self.config) not in AutoModelForCausalLM._model_mapping:
+            raise ConfigError(
+                f"model.name: {settings.name!r} is of the kind {self.config.model_type}, which "
+                "generates no text; allowed: a causal language model."
+            )
 
     @property
     def context(self) -> int:

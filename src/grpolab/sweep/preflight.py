@@ -12,6 +12,7 @@ from grpolab.component import ConfigError
 from grpolab.config import Model, Run
 from grpolab.deferred import load
 from grpolab.policy.locate import locate
+from grpolab.policy.weights import check_weights
 from grpolab.tasks.base import Examples, Task, TaskError
 from grpolab.tracking.mlflow import check_reachable, default_uri
 
@@ -37,7 +38,9 @@ def check(run: Run) -> Ready:
     if run.tracking.mlflow and run.tracking.uri is not None:
         _reachable(run.tracking.uri)
     examples = load_examples(run.task)
-    locate(run.model.name)
+    path = Path(locate(run.model.name))
+    if path.is_dir() and not run.model.random_weights:
+        check_weights(path, run.model.name)
     # What needs no torch has been refused by now
     load()
     from grpolab.policy.policy import pick_device
