@@ -36,10 +36,10 @@ def rows(*changed: Any) -> Make:
 
 
 DATA: dict[str, tuple[str, Make, tuple[str, ...]]] = {
-    "a torn line": ("a.jsonl", text('{"prompt": "1", "answer": "2"}\n{"prompt": '), ("line 2",)),
-    "no JSON at all": ("a.jsonl", text("hello\n"), ("line 1",)),
-    "a list instead of an object": ("a.jsonl", text("[1, 2]\n"), ("line 1",)),
-    "not UTF-8": ("a.jsonl", raw(b'{"prompt": "\xff\xfe", "answer": "2"}\n'), ("UTF-8",)),
+    "a torn line": ("a.jsonl", text('{"prompt": "1", "answer": "2"}\n{"prompt": '), ("row 2",)),
+    "no JSON at all": ("a.jsonl", text("hello\n"), ("row 1",)),
+    "a list instead of an object": ("a.jsonl", text("[1, 2]\n"), ("row 1",)),
+    "not UTF-8": ("a.jsonl", raw(b'{"prompt": "\xff\xfe", "answer": "2"}\n'), ("utf-8",)),
     "zeros": ("a.jsonl", raw(b"\0" * 512), ()),
     "only blank lines": ("a.jsonl", text("\n\n\n"), ()),
     "an empty prompt": ("a.jsonl", rows({"prompt": "", "answer": "1"}), ("row 13",)),

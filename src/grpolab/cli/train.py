@@ -37,14 +37,17 @@ def train(arguments: Sequence[str]) -> int:
     sweep = expand(command)
     runs = [bind_run(job.raw) for job in sweep.jobs]
     arms = members(sweep, runs[0].tracking.baseline) if sweep.multirun else []
+    launcher = own_launcher(sweep.launcher) if sweep.multirun else None
     for run in runs:
         check(run)
         if run.report is not None:
             _closing_report(run.report)
+    if launcher is not None:
+        launcher.check([job.raw for job in sweep.jobs])
     for note in notes(runs, sweep.factors):
         print(f"Note: {note}", file=sys.stderr)
     if sweep.multirun:
-        return _run_sweep(command, sweep, runs[0], arms)
+        return _run_sweep(command, sweep, runs[0], arms, launcher)
     return run_one(sweep.jobs[0].raw, runs[0])
 
 
@@ -59,14 +62,14 @@ def run_one(raw: dict[str, Any], run: Run) -> int:
     return _report([folder], run, state_of_one=state)
 
 
-def _run_sweep(command: Command, sweep: Sweep, run: Run, arms: list[Member]) -> int:
+def _run_sweep(command: Command, sweep: Sweep, run: Run, arms: list[Member], launcher: Any) -> int:
     sweep_id, parent = _enter(command, sweep, run, arms)
     names = {m.arm for m in arms}
     print(f"Sweep {sweep_id}: {len(arms)} runs, {len(names)} arms, study {run.study}.", flush=True)
     folders = [RunFolder(Path(run.output_dir) / run.study / m.job_id) for m in arms]
     finished = "KILLED"
     try:
-        if launcher := own_launcher(sweep.launcher):
+        if launcher is not None:
             _drive(launcher, sweep, run, arms, sweep_id)
         else:
             _hand_to_hydra(command, sweep_id)

@@ -26,10 +26,12 @@ def frozen(model: Any, dtype: torch.dtype) -> Any:
 
 
 def quiet() -> None:
-    """Transformers' bars for loading and writing say nothing that our own progress does not."""
+    """Transformers' bars say nothing that our own progress does not, and its warnings on loading
+    (lengths, kinds) nothing that our checks do not, which refuse in a sentence."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def load_model(encoder: Encoder, dtype: torch.dtype, seed: int) -> Any:

@@ -15,6 +15,7 @@ from grpolab.policy.locate import locate
 from grpolab.policy.weights import check_weights
 from grpolab.tasks.base import Examples, Task, TaskError
 from grpolab.tracking.mlflow import check_reachable, default_uri
+from grpolab.tracking.sqlite_store import check_sqlite
 
 if TYPE_CHECKING:
     from grpolab.policy.policy import Encoder
@@ -35,8 +36,8 @@ def check(run: Run) -> Ready:
         ConfigError: one sentence; nothing has been written.
     """
     check_writable(run.output_dir)
-    if run.tracking.mlflow and run.tracking.uri is not None:
-        _reachable(run.tracking.uri)
+    if run.tracking.mlflow:
+        _reachable(tracking_uri(run))
     examples = load_examples(run.task)
     path = Path(locate(run.model.name))
     if path.is_dir() and not run.model.random_weights:
@@ -78,7 +79,12 @@ def check_writable(output_dir: str) -> None:
 
 @lru_cache(maxsize=8)
 def _reachable(uri: str) -> None:
-    check_reachable(uri)
+    path = Path(uri.partition("sqlite:///")[2])
+    if not uri.startswith("sqlite:///"):
+        check_reachable(uri)
+    elif uri != default_uri(path.parent) or path.parent.is_dir():  # the default's folder is made
+        check_reachable(uri)
+        check_sqlite(path)
 
 
 _examples: dict[str, Examples] = {}
@@ -139,6 +145,11 @@ def check_room(run: Run, encoder: Encoder, examples: Examples) -> None:
         raise ConfigError(
             f"model.max_prompt_tokens: {examples.source}, {row}: the prompt has {longest} tokens; "
             f"allowed: at most {limit}."
+        )
+    if longest >= context:
+        raise ConfigError(
+            f"task: {examples.source}, {row}: the prompt has {longest} tokens, and the context "
+            f"of {run.model.name} is {context}; allowed: shorter prompts, or more context."
         )
     if longest + new > context:
         raise ConfigError(

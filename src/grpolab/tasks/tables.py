@@ -11,6 +11,7 @@ import csv
 import difflib
 import importlib
 import json
+import logging
 import random
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -185,6 +186,7 @@ def _read_tsv(file: Path) -> list[Row]:
 
 def _read_parquet(file: Path) -> list[Row]:
     datasets: Any = importlib.import_module("datasets")  # slow to import, and untyped
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it finds, we say
     # A cache of its own, dropped at once: the file may change while its time stamp does not.
     with tempfile.TemporaryDirectory() as cache:
         try:

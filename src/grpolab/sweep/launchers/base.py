@@ -49,6 +49,14 @@ class Launcher(ABC):
         """Whether jobs run in the driver's process, which then shows each job's own progress."""
         return False
 
+    def check(self, raws: Sequence[Mapping[str, Any]]) -> None:
+        """Refuses, before anything is written, what these configurations cannot have.
+
+        Raises:
+            ConfigError: with the key.
+        """
+        return
+
     @abstractmethod
     def pool(self, raws: Sequence[Mapping[str, Any]], scratch: Path) -> Pool:
         """Places for these resolved configurations; `scratch` is a folder for its own files."""

@@ -54,9 +54,15 @@ class Local(Launcher):
         count = min(count, len(raws))
         return LocalPool([places[i % len(places)] for i in range(count)], self.fresh, scratch)
 
+    def check(self, raws: Sequence[Mapping[str, Any]]) -> None:
+        """The GPUs that are asked for must be there."""
+        self._gpus(raws)
+
     def _gpus(self, raws: Sequence[Mapping[str, Any]]) -> list[int]:
         """Indices among the visible GPUs; none where the jobs want the CPU."""
-        if any(raw["hardware"]["device"] not in ("auto", "cuda") for raw in raws):
+        if self.gpus is None and any(
+            raw["hardware"]["device"] not in ("auto", "cuda") for raw in raws
+        ):
             return []
         import torch
 
