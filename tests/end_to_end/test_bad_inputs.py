@@ -24,11 +24,14 @@ GOOD = [{"prompt": f"{i}+1=", "answer": str(i + 1)} for i in range(12)]
 
 
 def text(content: str) -> Make:
-    return lambda path: path.write_text(content, encoding="utf-8") and None
+    return raw(content.encode())
 
 
 def raw(content: bytes) -> Make:
-    return lambda path: path.write_bytes(content) and None
+    def make(path: Path) -> None:
+        path.write_bytes(content)
+
+    return make
 
 
 def rows(*changed: Any) -> Make:

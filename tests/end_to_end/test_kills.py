@@ -71,7 +71,8 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[s
     """The disturbed sweep, and (victim, seconds after the start, steps logged so far) of each
     kill. A driver that lost a worker goes on, until it is killed in its turn."""
     out = tmp_path_factory.mktemp("killed")
-    rng, kills = random.Random(7), []
+    rng = random.Random(7)
+    kills: list[tuple[str, float, int]] = []
     process: Popen[str] | None = None
     while len(kills) < KILLS:
         if process is None:

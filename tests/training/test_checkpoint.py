@@ -55,8 +55,12 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
 DAMAGE: dict[str, Callable[[Path], None]] = {
-    "bit": flip_a_bit, "cut": truncate, "empty": lambda p: p.write_bytes(b"") and None,
+    "bit": flip_a_bit, "cut": truncate, "empty": empty,
     "gone": Path.unlink,
 }  # fmt: skip
 PARTS = ("weights", "optimizer", "state", "replay", "sums")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -96,11 +95,11 @@ class Ours:
             return {"seconds": 0.0}
         flush = self.trainer.run.tracking.flush_seconds
         count = min(MOST_STEPS, max(1, int(flush / step_seconds)))
-        self.mlflow._send()
+        self.mlflow.send_now()
         for place in range(count):
             self.mlflow.log(self.trainer.step + 1 + place, self.logged)
         began = time.perf_counter()
-        self.mlflow._send()
+        self.mlflow.send_now()
         return {"seconds": (time.perf_counter() - began) / count}
 
     def _sample(self) -> dict[str, float]:
@@ -119,8 +118,9 @@ def open_mlflow(run: Run, scratch: Path) -> Any:
     if not run.tracking.mlflow:
         return None
     from grpolab.tracking import mlflow as tracking
+    from grpolab.tracking.sender import Sender
 
     client, experiment = tracking.connect(tracking.default_uri(scratch), scratch, "bench")
     run_id = tracking.start_run(client, experiment, name="bench", tags={}, params={})
-    # sends when told: a run's thread would fall into the other side's steps
-    return tracking.MlflowRun(client, run_id, flush_seconds=threading.TIMEOUT_MAX)
+    # its thread is not started: it would fall into the other side's steps
+    return Sender(lambda: tracking.MlflowRun(client, run_id, new=True))

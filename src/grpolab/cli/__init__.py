@@ -31,6 +31,12 @@ def _resume(arguments: Sequence[str]) -> int:
     return resume(arguments)
 
 
+def _sync(arguments: Sequence[str]) -> int:
+    from grpolab.cli.sync import sync
+
+    return sync(arguments)
+
+
 def _analyze(arguments: Sequence[str]) -> int:
     from grpolab.cli.inspect import analyze
 
@@ -65,6 +71,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "one run, or a sweep with -m: grpolab train clip=cispo kl=k3"),
     "status": (_status, "how a sweep stands: arm × seed, progress, reward, time left"),
     "resume": (_resume, "goes on with what is not finished, without arguments"),
+    "sync": (_sync, "sends MLflow what it has missed, each number once"),
     "analyze": (_analyze, "figures and tables of a sweep: grpolab analyze sweep=latest"),
     "bench": (_bench, "seconds a step beside the peers and the limit: grpolab bench case=tiny"),
     "list": (_list, "every variant with formula, source and settings: grpolab list [group] [name]"),

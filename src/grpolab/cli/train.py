@@ -77,8 +77,16 @@ def _run_sweep(command: Command, sweep: Sweep, run: Run, arms: list[Member], lau
         finished = "FAILED" if failed else "FINISHED"
     finally:
         if parent:
-            parent[0].set_terminated(parent[1], status=finished)
+            _end_parent(*parent, finished)
     return _report(folders, run, sweep_id=sweep_id)
+
+
+def _end_parent(client: Any, run_id: str, status: str) -> None:
+    try:
+        client.set_terminated(run_id, status=status)
+    except Exception as error:  # the store is away: the folders know how the sweep ended
+        print(f"MLflow does not know that the sweep has ended ({type(error).__name__}); "
+              "grpolab sync tells it.", file=sys.stderr)  # fmt: skip
 
 
 def _drive(launcher: Any, sweep: Sweep, run: Run, arms: list[Member], sweep_id: str) -> None:
@@ -154,19 +162,21 @@ def _open_parent(
     if not run.tracking.mlflow:
         return None
     from grpolab.sweep.preflight import tracking_uri
-    from grpolab.tracking.mlflow import connect, reopen, start_run
+    from grpolab.tracking.mlflow import connect, patiently, reopen, start_run
 
-    client, experiment = connect(tracking_uri(run), run.output_dir, run.study)
-    if known and known["parent_run_id"] and reopen(client, known["parent_run_id"]):
-        return client, str(known["parent_run_id"])
-    made = start_run(
-        client,
-        experiment,
-        name=f"sweep {sweep_id}",
-        tags={"grpolab.study": run.study, "grpolab.sweep": sweep_id},
-        params={"overrides": " ".join(command.overrides), "factors": ",".join(sweep.factors)},
-    )
-    return client, made
+    def meet() -> tuple[Any, str]:
+        client, experiment = connect(tracking_uri(run), run.output_dir, run.study)
+        if known and known["parent_run_id"] and reopen(client, known["parent_run_id"]):
+            return client, str(known["parent_run_id"])
+        return client, start_run(
+            client,
+            experiment,
+            name=f"sweep {sweep_id}",
+            tags={"grpolab.study": run.study, "grpolab.sweep": sweep_id},
+            params={"overrides": " ".join(command.overrides), "factors": ",".join(sweep.factors)},
+        )
+
+    return patiently(meet)
 
 
 def _hand_to_hydra(command: Command, sweep_id: str | None = None) -> None:

@@ -60,9 +60,9 @@ def run_folder(raw: Mapping[str, Any]) -> RunFolder:
 
 
 def _train(run: Run, raw: dict[str, Any], folder: RunFolder, ready: Ready) -> str:
-    identity = _identity(run, raw)
+    identity = _identity(run, raw) | {"source": ready.examples.source}
     _describe(folder, raw, identity)
-    trackers = Trackers(run, folder, raw, identity, ready.examples.source)
+    trackers = Trackers(run, folder, raw, identity)
     try:
         trainer = Trainer(run, ready.encoder, ready.examples, folder)
         with Progress(run, identity, enabled=run.tracking.progress) as progress:

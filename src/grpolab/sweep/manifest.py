@@ -117,6 +117,12 @@ def write_manifest(
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
+def write_parent(path: Path, run_id: str) -> None:
+    """Names the sweep's MLflow run in its manifest."""
+    content = read_manifest(path) | {"parent_run_id": run_id}
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
+
+
 def find_manifest(output_dir: str, study: str, jobs: Sequence[Member]) -> dict[str, Any] | None:
     """The newest manifest of exactly these jobs under these arms: the same sweep, asked for again,
     stays one sweep."""

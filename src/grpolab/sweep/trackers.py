@@ -2,59 +2,38 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from grpolab.config import Run
 from grpolab.sweep.preflight import plain, tracking_uri
 from grpolab.tracking.folder import RunFolder
 from grpolab.training import checkpoint
 
+if TYPE_CHECKING:
+    from grpolab.tracking.mlflow import MlflowRun
+    from grpolab.tracking.sender import Sender
+
+ARTIFACTS = ("provenance.json", "config.yaml")
+
 
 class Trackers:
     """MLflow's run of a job; it is found again when the job resumes.
 
-    Importing MLflow and meeting its store take seconds: the first step of training does not wait
-    for that, and a store that cannot be had fails the job behind it. (In a thread beside the first
-    steps, MLflow's imports would meet those that torch and Transformers put off till then.)
+    Importing MLflow and meeting its store take seconds: a thread does that, from behind the first
+    step on. (Beside the first step, MLflow's imports would meet those that torch and Transformers
+    put off till then.) A store that is away costs nothing but a note in the folder.
     """
 
     def __init__(
-        self, run: Run, folder: RunFolder, raw: dict[str, Any], identity: dict[str, Any],
-        source: str,
-    ) -> None:  # fmt: skip
+        self, run: Run, folder: RunFolder, raw: dict[str, Any], identity: dict[str, Any]
+    ) -> None:
         self.run, self.folder, self.raw, self.identity = run, folder, raw, identity
-        self.source = source
-        self.mlflow: Any = None
-        self._refused = False
+        self.resumes = checkpoint.find(folder.path) is not None
+        self._sender: Sender | None = None
         self._waiting: list[tuple[int, dict[str, float], float]] = []
-
-    def _open(self) -> Any:
-        """Finds or makes the MLflow run."""
-        from grpolab.tracking import mlflow as tracking
-
-        uri, identity = tracking_uri(self.run), self.identity
-        client, experiment = tracking.connect(uri, self.run.output_dir, self.run.study)
-        known = self.folder.read_json("mlflow.json")
-        if known is None or known["uri"] != uri or checkpoint.find(self.folder.path) is None:
-            if known is not None and known["uri"] == uri:
-                client.delete_run(known["run_id"])  # a start that never reached a checkpoint
-            run_id = tracking.start_run(
-                client,
-                experiment,
-                name=f"{identity['arm']} seed {identity['seed']}",
-                tags=_tags(identity),
-                params=_params(self.raw, identity),
-                parent=identity["parent_run_id"],
-                source=self.source,
-            )
-            self.folder.write_json("mlflow.json", {"uri": uri, "run_id": run_id})
-        else:
-            run_id = known["run_id"]
-            parent = identity["parent_run_id"]
-            moved = {"mlflow.parentRunId": parent} if parent else {}
-            tracking.reopen(client, run_id, _tags(identity) | moved)
-        return tracking.MlflowRun(client, run_id, self.run.tracking.flush_seconds)
 
     def backfill(self, up_to: int) -> None:
         """Sends what metrics.jsonl has up to the checkpoint and the store lacks."""
@@ -69,35 +48,98 @@ class Trackers:
         if step:
             self._hand_on()
 
-    def _hand_on(self) -> None:
-        if self.mlflow is None:
-            self._refused = True
-            self.mlflow = self._open()
-            self._refused = False
+    def finish(self, status: str) -> None:
+        """Ends the MLflow run, or leaves that to `grpolab sync`."""
+        if not self.run.tracking.mlflow:
+            return
+        sender = self._hand_on()  # what ended before its first step is a run of the store too
+        problem: list[str] = []
+
+        def last(run: MlflowRun) -> None:
+            run.end(status)  # before the artifacts, which may fail on their own
+            try:
+                log_artifacts(run, self.folder)
+            except Exception as error:
+                problem.append(f"{type(error).__name__}: {error}")
+
+        error = sender.finish(last)
+        note = {
+            "seconds": sender.seconds,
+            "error": error or (problem[0] if problem else None),
+            "unsent": error is not None,
+        }
+        self.folder.write_json("tracking.json", note)
+        if error:
+            print(f"MLflow has missed a part of {self.folder.path} ({error.splitlines()[0]}); "
+                  "grpolab sync sends it.", file=sys.stderr)  # fmt: skip
+
+    def _hand_on(self) -> Sender:
+        from grpolab.tracking.sender import Sender
+
+        if self._sender is None:
+            self._sender = Sender(self._open, self.run.tracking.flush_seconds)
         waiting, self._waiting = self._waiting, []
         for step, metrics, at in waiting:
-            self.mlflow.log(step, metrics, at)
+            self._sender.log(step, metrics, at)
+        self._sender.start()
+        return self._sender
 
-    def finish(self, status: str) -> None:
-        """Ends the MLflow run; a store that is away costs nothing but a note in the folder."""
-        if not self.run.tracking.mlflow or self._refused:
-            return
-        seconds, error = 0.0, None
-        try:
-            self._hand_on()  # what ended before its first step is a run of the store too
-            self.mlflow.finish(status)  # before the artifacts, which may fail on their own
-            seconds, error = self.mlflow.seconds, self.mlflow.error
-            for name in ("provenance.json", "config.yaml"):
-                self.mlflow.log_text((self.folder.path / name).read_text(), name)
-            samples = self.folder.path / "samples.jsonl"
-            if samples.exists():
-                self.mlflow.log_samples(samples)
-        except Exception as caught:
-            error = f"{type(caught).__name__}: {caught}"
-        self.folder.write_json("tracking.json", {"seconds": seconds, "error": error})
+    def _open(self) -> MlflowRun:
+        """Finds or makes the MLflow run. A start that never reached a checkpoint is dropped."""
+        uri = tracking_uri(self.run)
+        known = self.folder.read_json("mlflow.json")
+        if known is not None and known["uri"] == uri and not self.resumes:
+            from grpolab.tracking.mlflow import connect, drop
+
+            client, _ = connect(uri, self.run.output_dir, self.run.study)
+            drop(client, known["run_id"])
+            (self.folder.path / "mlflow.json").unlink()
+        return open_run(uri, self.run.output_dir, self.folder, self.raw, self.identity)
 
 
-def _tags(identity: dict[str, Any]) -> dict[str, str]:
+def open_run(
+    uri: str,
+    output_dir: str,
+    folder: RunFolder,
+    raw: Mapping[str, Any],
+    identity: Mapping[str, Any],
+) -> MlflowRun:
+    """The run of that folder in that store: the one it names, or a new one, marked as running."""
+    from grpolab.tracking import mlflow as tracking
+
+    client, experiment = tracking.connect(uri, output_dir, identity["study"])
+    parent, source = identity["parent_run_id"], identity.get("source")
+    known = folder.read_json("mlflow.json")
+    if known is not None and known["uri"] == uri:
+        run_id = str(known["run_id"])
+        moved = {"mlflow.parentRunId": parent} if parent else {}
+        if tracking.reopen(client, run_id, _tags(identity) | moved):
+            if not client.get_run(run_id).data.params:  # it was made, and then the store went away
+                tracking.describe(client, run_id, _params(raw, identity), source)
+            return tracking.MlflowRun(client, run_id)
+    run_id = tracking.start_run(
+        client,
+        experiment,
+        name=f"{identity['arm']} seed {identity['seed']}",
+        tags=_tags(identity),
+        params=_params(raw, identity),
+        parent=parent,
+        source=source,
+        made=lambda run_id: folder.write_json("mlflow.json", {"uri": uri, "run_id": run_id}),
+    )
+    return tracking.MlflowRun(client, run_id, new=True)
+
+
+def log_artifacts(run: MlflowRun, folder: RunFolder) -> None:
+    """Where it comes from, its configuration, and its samples."""
+    for name in ARTIFACTS:
+        run.log_text((folder.path / name).read_text(), name)
+    samples = folder.path / "samples.jsonl"
+    if samples.exists():
+        run.log_samples(samples)
+
+
+def _tags(identity: Mapping[str, Any]) -> dict[str, str]:
     from grpolab.tracking.provenance import _git
 
     tags = {f"grpolab.{k}": str(identity[k]) for k in ("study", "job_id", "arm", "seed")}
@@ -108,7 +150,7 @@ def _tags(identity: dict[str, Any]) -> dict[str, str]:
     return tags | ({"mlflow.source.git.commit": sha} if sha else {})
 
 
-def _params(raw: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
+def _params(raw: Mapping[str, Any], identity: Mapping[str, Any]) -> dict[str, Any]:
     """Every setting under its config key, and the swept factors under theirs."""
     flat = plain({k: v for k, v in raw.items() if k != "tracking"})
     factors: dict[str, Any] = identity["factors"]

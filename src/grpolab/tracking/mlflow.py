@@ -1,8 +1,7 @@
 """The one module that knows MLflow.
 
 The store's schema is made once, under a lock: parallel first contact with an empty sqlite file
-breaks it. Metrics are buffered and sent by a thread of their own, so that a step costs one
-append; what a kill loses there is in metrics.jsonl and is sent when the run resumes.
+breaks it. Who sends metrics is `grpolab.tracking.sender`'s affair.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ import os
 import shutil
 import socket
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlparse
 
 from grpolab.component import ConfigError
@@ -26,7 +25,8 @@ from grpolab.component import ConfigError
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # A server that went away costs seconds, not the minutes of MLflow's seven tries; what it missed is
 # kept and sent with the next batch.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 PARAM_LIMIT = 6000  # characters; MLflow truncates beyond
 METRICS_PER_CALL = 1000
@@ -128,59 +128,49 @@ def _unsynchronised(path: Path) -> Iterator[None]:
         event.remove(Engine, "connect", on_connect)
 
 
+@dataclass(frozen=True)
+class Point:
+    """A step's metrics, and when they were measured (seconds of the clock)."""
+
+    step: int
+    metrics: Mapping[str, float]
+    at: float
+
+
 class MlflowRun:
-    """One run in MLflow: tags and params once, metrics buffered, the end of it."""
+    """One run in a store. What the store has of it is asked once; nothing is sent twice."""
 
-    def __init__(self, client: Any, run_id: str, flush_seconds: float = 15.0) -> None:
-        self.client, self.run_id, self.flush_seconds = client, run_id, flush_seconds
-        self.seconds = 0.0
-        """CPU seconds spent on logging, both in the caller and in the sending thread."""
-        self.error: str | None = None
-        self._buffer: list[Any] = []
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._last_step = self._find_last_step()
-        self._thread = threading.Thread(target=self._send_regularly, daemon=True)
-        self._thread.start()
+    def __init__(self, client: Any, run_id: str, *, new: bool = False) -> None:
+        self.client, self.run_id = client, run_id
+        self.known: set[tuple[str, int]] = set() if new else self._stored()
+        """(metric, step) pairs that the store has."""
 
-    def _find_last_step(self) -> int:
-        history = self.client.get_metric_history(self.run_id, "tokens/generated")
-        return max((m.step for m in history), default=-1)
+    def _stored(self) -> set[tuple[str, int]]:
+        names = self.client.get_run(self.run_id).data.metrics
+        histories = (self.client.get_metric_history(self.run_id, name) for name in names)
+        return {(m.key, m.step) for history in histories for m in history}
 
-    def log(self, step: int, metrics: Mapping[str, float], at: float | None = None) -> None:
-        """Buffers a step's metrics, measured at that time (now); a step the store already has is
-        not sent again."""
+    def send(self, points: Sequence[Point]) -> int:
+        """Sends what the store lacks of these; how many numbers that were. Where it fails half way,
+        the same points may be sent again."""
         from mlflow.entities import Metric
 
-        if step <= self._last_step:
-            return
-        began = time.thread_time()
-        now = int((time.time() if at is None else at) * 1000)
-        made = [Metric(safe_name(n), value, now, step) for n, value in metrics.items()]
-        with self._lock:
-            self._buffer += made
-        self.seconds += time.thread_time() - began
+        left = [
+            Metric(safe_name(name), value, int(p.at * 1000), p.step)
+            for p in points
+            for name, value in p.metrics.items()
+            if (safe_name(name), p.step) not in self.known
+        ]
+        count = len(left)
+        while left:
+            part, left = whole_steps(left)
+            self.client.log_batch(self.run_id, metrics=part)
+            self.known.update((m.key, m.step) for m in part)
+        return count
 
-    def _send_regularly(self) -> None:
-        while not self._stop.wait(self.flush_seconds):
-            self._send()
-
-    def _send(self) -> None:
-        with self._lock:
-            batch, self._buffer = self._buffer, []
-        part: list[Any] = []
-        began = time.thread_time()
-        try:
-            while batch:
-                part, batch = whole_steps(batch)
-                self.client.log_batch(self.run_id, metrics=part)
-        except Exception as error:
-            # The store may be away for a while. metrics.jsonl has every point; a store that
-            # missed some is filled when the run resumes.
-            self.error = f"{type(error).__name__}: {error}"
-            with self._lock:
-                self._buffer = part + batch + self._buffer
-        self.seconds += time.thread_time() - began
+    def end(self, status: str) -> None:
+        """Ends the run: FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(self.run_id, status=status)
 
     def log_text(self, text: str, name: str) -> None:
         """A small text artifact."""
@@ -194,14 +184,6 @@ class MlflowRun:
         if records:
             columns = {key: [r.get(key) for r in records] for key in records[0]}
             self.client.log_table(self.run_id, columns, "samples.json")
-
-    def finish(self, status: str) -> None:
-        """Sends what is buffered and ends the run: FINISHED, FAILED or KILLED."""
-        self._stop.set()
-        self._thread.join()
-        self._send()
-        if self.error is None or not self._buffer:
-            self.client.set_terminated(self.run_id, status=status)
 
 
 def safe_name(name: str) -> str:
@@ -221,17 +203,55 @@ def whole_steps(batch: list[Any]) -> tuple[list[Any], list[Any]]:
     return batch[:cut], batch[cut:]
 
 
+T = TypeVar("T")
+
+
+def patiently(work: Callable[[], T], seconds: float = 60.0) -> T:
+    """Does something with a store that may be locked or away for a while: tried again until it
+    works, or so much time has passed."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return work()
+        except ConfigError:
+            raise
+        except Exception as error:
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"tracking.uri: the store does not answer ({type(error).__name__}: "
+                    f"{str(error).splitlines()[0]}); allowed: one that does, or tracking=jsonl."
+                ) from error
+            time.sleep(1.0)
+
+
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""What MLflow says of a run that a store does not have (any more); all else may pass."""
+
+
 def reopen(client: Any, run_id: str, tags: Mapping[str, str] | None = None) -> bool:
     """Marks a run as running again, under new tags where given; False if the store lacks it."""
     from mlflow.exceptions import MlflowException
 
     try:
         client.set_terminated(run_id, status="RUNNING")
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise
         return False
     for name, value in (tags or {}).items():
         client.set_tag(run_id, name, value)
     return True
+
+
+def drop(client: Any, run_id: str) -> None:
+    """Deletes a run, if the store has it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.delete_run(run_id)
+    except MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise
 
 
 def start_run(
@@ -243,22 +263,33 @@ def start_run(
     params: Mapping[str, Any],
     parent: str | None = None,
     source: str | None = None,
+    made: Callable[[str], None] = lambda run_id: None,
 ) -> str:
-    """A new run; its id. The environment's MLFLOW_RUN_ID plays no part: the client is explicit."""
-    from mlflow.entities import Param, RunTag
+    """A new run; its id. The environment's MLFLOW_RUN_ID plays no part: the client is explicit.
 
+    Args:
+        made: told the id as soon as the run exists, before the rest, which may fail.
+    """
     all_tags = dict(tags)
     if parent:
         all_tags["mlflow.parentRunId"] = parent
-    made = client.create_run(experiment_id, run_name=name, tags=all_tags)
-    run_id = str(made.info.run_id)
+    created = client.create_run(experiment_id, run_name=name, tags=all_tags)
+    run_id = str(created.info.run_id)
+    made(run_id)
+    describe(client, run_id, params, source)
+    return run_id
+
+
+def describe(client: Any, run_id: str, params: Mapping[str, Any], source: str | None) -> None:
+    """A run's parameters, data set and starting time; the same again changes nothing."""
+    from mlflow.entities import Param, RunTag
+
     entries = [Param(k, _text(v)) for k, v in params.items()]
     for start in range(0, len(entries), PARAMS_PER_CALL):
         client.log_batch(run_id, params=entries[start : start + PARAMS_PER_CALL])
     if source:
         _log_dataset(client, run_id, source)
     client.log_batch(run_id, tags=[RunTag("grpolab.started", str(int(time.time())))])
-    return run_id
 
 
 def _log_dataset(client: Any, run_id: str, source: str) -> None:

@@ -80,10 +80,11 @@ class Local(Launcher):
 def workers_on_a_cpu(raws: Sequence[Mapping[str, Any]]) -> int:
     """As many jobs as have cores of their own. Jobs that leave their threads to torch take all
     cores: two of them at once would be slower than one after the other."""
-    threads = [raw["hardware"]["threads"] for raw in raws]
-    if any(t is None for t in threads):
+    threads: list[int | None] = [raw["hardware"]["threads"] for raw in raws]
+    known = [t for t in threads if t is not None]
+    if len(known) < len(threads):
         return 1
-    return max(1, cores() // max(threads))
+    return max(1, cores() // max(known))
 
 
 def cores() -> int:
