@@ -42,7 +42,7 @@ from grpolab.tracking.mlflow import (
     start_run,
     whole_steps,
 )
-from grpolab.tracking.sender import Sender
+from grpolab.tracking.sender import NAME, Sender
 from grpolab.training.loop import Trainer
 
 SOURCES = Path(__file__).resolve().parents[2] / "src"
@@ -427,6 +427,9 @@ def test_a_store_that_was_never_met_is_filled_later(
     with monkeypatch.context() as patched:
         patched.setattr(MlflowClient, "create_run", away)
         assert run_job(raw) == "done"
+        for thread in threading.enumerate():
+            if thread.name == NAME:
+                thread.join(60)
     folder = only_run(tmp_path)
     assert needs_sync(folder)
     (found,) = sync(tmp_path)

@@ -85,7 +85,6 @@ def _sync_run(
 ) -> int:
     identity = dict(folder.read_json("run.json"))
     identity["parent_run_id"] = _parent(identity, uri, output_dir, parents)
-    adopt(folder, identity, uri, output_dir)
     run = open_run(uri, str(output_dir), folder, raw, identity)
     began = (folder.path / "config.yaml").stat().st_mtime
     points = [Point(s, m, began + m.get("time/wall", 0.0)) for s, m in folder.metrics()]
@@ -94,19 +93,6 @@ def _sync_run(
     log_artifacts(run, folder)
     folder.write_json("tracking.json", {"seconds": 0.0, "error": None, "unsent": False})
     return sent
-
-
-def adopt(folder: RunFolder, identity: Mapping[str, Any], uri: str, output_dir: Path) -> None:
-    """Finds the run in the store by its job id, where mlflow.json was lost or names another
-    store."""
-    known = folder.read_json("mlflow.json")
-    if known is not None and known["uri"] == uri:
-        return
-    client, experiment = connect(uri, output_dir, identity["study"])
-    where = f"tags.`grpolab.job_id` = '{identity['job_id']}'"
-    found = client.search_runs([experiment], where, order_by=["attributes.start_time DESC"])
-    if found:
-        folder.write_json("mlflow.json", {"uri": uri, "run_id": found[0].info.run_id})
 
 
 def _parent(

@@ -109,6 +109,7 @@ def open_run(
 
     client, experiment = tracking.connect(uri, output_dir, identity["study"])
     parent, source = identity["parent_run_id"], identity.get("source")
+    adopt(client, experiment, folder, identity["job_id"], uri)
     known = folder.read_json("mlflow.json")
     if known is not None and known["uri"] == uri:
         run_id = str(known["run_id"])
@@ -128,6 +129,18 @@ def open_run(
         made=lambda run_id: folder.write_json("mlflow.json", {"uri": uri, "run_id": run_id}),
     )
     return tracking.MlflowRun(client, run_id, new=True)
+
+
+def adopt(client: Any, experiment: str, folder: RunFolder, job_id: str, uri: str) -> None:
+    """Finds a folder's run in a store by its job id, where mlflow.json was lost or names another
+    store, or where the store made the run and then went away before it could say so."""
+    known = folder.read_json("mlflow.json")
+    if known is not None and known["uri"] == uri:
+        return
+    where = f"tags.`grpolab.job_id` = '{job_id}'"
+    found = client.search_runs([experiment], where, order_by=["attributes.start_time DESC"])
+    if found:
+        folder.write_json("mlflow.json", {"uri": uri, "run_id": found[0].info.run_id})
 
 
 def log_artifacts(run: MlflowRun, folder: RunFolder) -> None:

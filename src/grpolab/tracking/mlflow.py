@@ -288,7 +288,10 @@ def describe(client: Any, run_id: str, params: Mapping[str, Any], source: str | 
     for start in range(0, len(entries), PARAMS_PER_CALL):
         client.log_batch(run_id, params=entries[start : start + PARAMS_PER_CALL])
     if source:
-        _log_dataset(client, run_id, source)
+        try:
+            _log_dataset(client, run_id, source)
+        except Exception:  # two runs that enter the same data set at once: the second finds it
+            _log_dataset(client, run_id, source)
     client.log_batch(run_id, tags=[RunTag("grpolab.started", str(int(time.time())))])
 
 

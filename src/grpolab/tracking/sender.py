@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 
 from grpolab.tracking.mlflow import MlflowRun, Point
 
+NAME = "grpolab-sender"
 RETRY_SECONDS = 5.0
 FINISH_SECONDS = 15.0
 """For what is left at the end of a run, before it is left to `grpolab sync`."""
@@ -35,7 +36,7 @@ class Sender:
         self._run: MlflowRun | None = None
         self._waiting: list[Point] = []
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread = threading.Thread(target=self._work, name=NAME, daemon=True)
         self._ending = threading.Event()
         self._ended = threading.Event()
         self._deadline = float("inf")
@@ -94,6 +95,8 @@ class Sender:
         try:
             if self._run is None:
                 self._run = self.open_run()
+            if self._given_up:
+                return False
             self._run.send(batch)
             batch = []
             if ending:

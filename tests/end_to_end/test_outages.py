@@ -1,0 +1,161 @@
+"""A store that is locked, stops for a while, or never comes back: nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import pytest
+
+if TYPE_CHECKING:
+    from tests.end_to_end import launching
+else:
+    import launching
+
+STEPS = 25
+FAST = ("tracking.flush_seconds=0.3", "eval.every=0", f"steps={STEPS}")
+LOCKED_SECONDS = 30.0
+BY = ["job_id", "metric", "step"]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextmanager
+def server(folder: Path, port: int) -> Iterator[str]:
+    """A real MLflow server over sqlite, killed at the end of the block; its address."""
+    uri = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+            "--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--workers", "1",
+            "--artifacts-destination", str(folder / "artifacts"),
+        ],
+        env=launching.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True, cwd=folder,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + launching.LIMIT
+        while not answers(uri):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield uri
+    finally:
+        subprocess.run(["pkill", "-9", "-s", str(process.pid)], check=False)
+        process.wait()
+
+
+def answers(uri: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def assert_store_has_everything(out: Path, uri: str) -> None:
+    """The store and the files give the same frames, and the store no point twice."""
+    from grpolab.results.load import load
+
+    ours = load(output_dir=out).history.sort_values(BY).reset_index(drop=True)
+    theirs = load(output_dir=out, uri=uri).history.sort_values(BY).reset_index(drop=True)
+    assert len(ours) > STEPS * 20
+    pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
+
+
+def assert_no_point_twice(path: Path) -> None:
+    store = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    doubled = store.execute(
+        "select run_uuid, key, step from metrics group by 1, 2, 3 having count(*) > 1"
+    ).fetchall()
+    states = store.execute("select distinct status from runs").fetchall()
+    store.close()
+    assert doubled == []
+    assert states == [("FINISHED",)]
+
+
+def start(out: Path, *overrides: str) -> subprocess.Popen[str]:
+    words = ["train", *launching.SMALL, *FAST, *overrides, f"output_dir={out}"]
+    return launching.start(*words, cwd=out.parent)
+
+
+def test_a_locked_store_holds_nobody_up(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start(out, "steps=60", "checkpoint.every=1000")
+    launching.wait_for_lines(process, out / "default", 3)
+    deadline = time.monotonic() + launching.LIMIT
+    while not (out / "mlflow.db").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    lock = sqlite3.connect(out / "mlflow.db", timeout=60, isolation_level=None)
+    lock.execute("begin immediate")
+    began, before = time.monotonic(), launching.lines(out / "default")
+    while launching.lines(out / "default") < 61:  # it trains to its end under the lock
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() - began < launching.LIMIT
+        time.sleep(0.05)
+    assert before < 61
+    time.sleep(max(0.0, min(8.0, LOCKED_SECONDS - (time.monotonic() - began))))
+    lock.execute("rollback")
+    lock.close()
+    _, errors = process.communicate(timeout=launching.LIMIT)
+    assert process.returncode == 0, errors
+    done = launching.grpolab("sync", f"output_dir={out}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_store_has_everything(out, f"sqlite:///{out / 'mlflow.db'}")
+    assert_no_point_twice(out / "mlflow.db")
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_server_that_stops(comes_back: bool, tmp_path: Path) -> None:
+    out, port = tmp_path / "out", free_port()
+    with server(tmp_path, port) as uri:
+        process = start(out, f"tracking.uri={uri}")
+        launching.wait_for_lines(process, out / "default", 5)
+        folder = launching.only_run(out / "default")
+        while not (folder / "mlflow.json").exists():  # it has met the store
+            assert process.poll() is None
+            time.sleep(0.02)
+    assert not answers(uri)
+    after = min(STEPS, launching.lines(out / "default") + 5)
+    launching.wait_for_lines(process, out / "default", after)  # it trains on without it
+    if comes_back:
+        with server(tmp_path, port):
+            finish(process, out, uri)
+            assert_store_has_everything(out, uri)
+    else:
+        finish(process, out, uri)
+        assert launching.status(folder)["state"] == "done"
+        refused = launching.grpolab("sync", f"output_dir={out}", cwd=tmp_path)
+        assert refused.returncode == 1
+        assert "0 of 1 runs up to date" in refused.stdout
+        with server(tmp_path, port):
+            done = launching.grpolab("sync", f"output_dir={out}", cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+            assert_store_has_everything(out, uri)
+            again = launching.grpolab("sync", f"output_dir={out}", cwd=tmp_path)
+            assert "0 numbers sent" in again.stdout
+    assert_no_point_twice(tmp_path / "server.db")
+
+
+def finish(process: subprocess.Popen[str], out: Path, uri: str) -> None:
+    """The run ends well; where it could not send all in time, and the store is there, sync does."""
+    _, errors = process.communicate(timeout=launching.LIMIT)
+    assert process.returncode == 0, errors
+    if "grpolab sync sends it" in errors and answers(uri):
+        done = launching.grpolab("sync", f"output_dir={out}", cwd=out)
+        assert done.returncode == 0, done.stderr
