@@ -30,7 +30,7 @@ from grpolab.training.loop import Trainer
 DEFAULTS = {
     "task": "arithmetic", "sampler": "static", "selection": "all", "reward": "task",
     "advantage": "group_zscore", "reference": "frozen", "kl": "k3", "clip": "ppo",
-    "aggregation": "token_mean", "correction": "none",
+    "aggregation": "token_mean", "correction": "none", "design": "product",
 }  # fmt: skip
 
 

@@ -66,6 +66,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "mask": ("objective.clip.masks",),
     "aggregation": ("objective.aggregation",),
     "correction": ("objective.correction",),
+    "design": ("sweep.designs",),
 }
 NESTED = ("mask",)
 """Groups without a folder in conf/: their components stand in a list of another's settings."""

@@ -145,6 +145,7 @@ class Run:
     clip: Any
     aggregation: Any
     correction: Any
+    design: Any
     optimizer: Optimizer
     hardware: Hardware
     tracking: Tracking
@@ -341,7 +342,7 @@ def check_selection(run: Run) -> None:
         )
 
 
-UNHASHED = ("tracking", "output_dir", "study", "report", "debug", "retry", "on_error")
+UNHASHED = ("tracking", "output_dir", "study", "report", "debug", "design", "retry", "on_error")
 """Keys that change where or how a run is recorded, not what it computes."""
 
 

@@ -20,7 +20,7 @@ from grpolab.training.collect import epoch_order
 DEFAULTS = {
     "task": "arithmetic", "sampler": "static", "selection": "all", "reward": "task",
     "advantage": "group_zscore", "reference": "frozen", "kl": "none", "clip": "ppo",
-    "aggregation": "token_mean", "correction": "none",
+    "aggregation": "token_mean", "correction": "none", "design": "product",
 }  # fmt: skip
 ADDITION = {
     "template": "What is {a} {op} {b}? Answer with the number.",

@@ -46,7 +46,8 @@ USAGE = """usage: grpolab list [group] [name] [json=true]
   json=true               the same for machines
 
 groups: {groups}"""
-HOW_TO_NEST = {"mask": "clip.masks=[{0}]"}
+HOW_TO_USE = {"mask": "clip.masks=[{0}]", "design": "-m design={0}"}
+"""Overrides that choose an entry, where `group=name` alone does not."""
 NESTED_ABOUT = {"mask": "token masks on top of any policy loss: a list, in clip.masks"}
 WIDEST = 160
 """Columns beyond which lines no longer grow; what is piped gets as many."""
@@ -104,7 +105,7 @@ class Entry:
     @property
     def usage(self) -> str:
         """The override that chooses it."""
-        return HOW_TO_NEST.get(self.group, f"{self.group}={{0}}").format(self.name)
+        return HOW_TO_USE.get(self.group, f"{self.group}={{0}}").format(self.name)
 
 
 def read_setting(key: str, item: Field[Any], hint: Any) -> Setting:
@@ -284,7 +285,7 @@ def show_group(screen: Console, found: Sequence[Entry]) -> None:
 
     group = found[0].group
     screen.print(Text.assemble((group, "bold"), f"  {about(group)}" if about(group) else ""))
-    use = HOW_TO_NEST.get(group, f"{group}={{0}}").format("<name>")
+    use = HOW_TO_USE.get(group, f"{group}={{0}}").format("<name>")
     screen.print(Text(f"  grpolab train {use}", "dim"))
     shared = common(found)
     if shared:
@@ -341,7 +342,7 @@ def examples(e: Entry) -> list[str]:
     if e.group not in NESTED:
         return [f"{e.usage} {e.group}.{first.assigned}"]
     mapping = f"{{name: {e.name}, {first.key}: {as_yaml(first.default)}}}"
-    return [e.usage, f"'{HOW_TO_NEST[e.group].format(mapping)}'"]
+    return [e.usage, f"'{HOW_TO_USE[e.group].format(mapping)}'"]
 
 
 def reflow(paragraph: str, width: int) -> list[str]:

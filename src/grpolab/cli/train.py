@@ -6,6 +6,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def train(arguments: Sequence[str]) -> int:
     for run in runs:
         check(run)
         if run.report is not None:
-            _closing_report(run.report)
+            closing_report(run.report)
     if launcher is not None:
         launcher.check([job.raw for job in sweep.jobs])
     for note in notes(runs, sweep.factors):
@@ -72,7 +73,7 @@ def _run_sweep(command: Command, sweep: Sweep, run: Run, arms: list[Member], lau
         if launcher is not None:
             _drive(launcher, sweep, run, arms, sweep_id)
         else:
-            _hand_to_hydra(command, sweep_id)
+            _hand_to_hydra(command, sweep, sweep_id)
         failed = any(f.status()["state"] != "done" for f in folders)
         finished = "FAILED" if failed else "FINISHED"
     finally:
@@ -179,17 +180,22 @@ def _open_parent(
     return patiently(meet)
 
 
-def _hand_to_hydra(command: Command, sweep_id: str | None = None) -> None:
-    """Hydra's own main: its sweeper, launchers, help and completion."""
+def _hand_to_hydra(
+    command: Command, sweep: Sweep | None = None, sweep_id: str | None = None
+) -> None:
+    """Hydra's own main: its launchers (with the jobs of `sweep`), help and completion."""
     import hydra
 
     from grpolab.sweep.compose import register_outside_components
-    from grpolab.sweep.launch import hydra_job
+    from grpolab.sweep.launch import hydra_job, jobs_of_hydra
 
     register_outside_components()
     words = list(command.overrides)
-    if sweep_id is not None:
-        words.append(f"tracking.sweep={sweep_id}")
+    listed: AbstractContextManager[None] = nullcontext()
+    if sweep is not None:
+        listed = jobs_of_hydra(
+            [[*job.overrides, f"tracking.sweep={sweep_id}"] for job in sweep.jobs]
+        )
     words += command.rest  # flags stand behind all overrides: Hydra's parser takes one group
     if command.multirun:
         words.append("--multirun")
@@ -197,9 +203,9 @@ def _hand_to_hydra(command: Command, sweep_id: str | None = None) -> None:
         words += ["--config-dir", command.config_dir]
     before, sys.argv = sys.argv, ["grpolab", *words]
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(
-            hydra_job
-        )()
+        main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")
+        with listed:
+            main(hydra_job)()
     finally:
         sys.argv = before
 
@@ -227,13 +233,14 @@ def _report(
         print(f"  held-out accuracy {final.get('eval/accuracy', float('nan')):.2f}, "
               f"model in {folders[0].path / 'model'}")  # fmt: skip
         if run.report is not None:
-            print(_closing_report(run.report)(run, folders[0]))
+            print(closing_report(run.report)(run, folders[0]))
     if run.tracking.mlflow:
         print(f"  mlflow ui --backend-store-uri {tracking_uri(run)}")
     return 0 if done == len(folders) else 1
 
 
-def _closing_report(name: str) -> Any:
+def closing_report(name: str) -> Any:
+    """The function that `report` names."""
     module, _, function = name.partition(":")
     try:
         return getattr(importlib.import_module(module), function)

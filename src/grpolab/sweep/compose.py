@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grpolab.component import MISSING, ConfigError, outside, settings_of
+from grpolab.component import MISSING, ConfigError, from_config, outside, settings_of
 from grpolab.config import COMPONENTS
 from grpolab.sweep.explain import conf_dir, explain, first_line
+from grpolab.sweep.factors import Interval, Point, Values
 
 
 @dataclass
@@ -67,23 +68,32 @@ class Sweep:
     multirun: bool
     launcher: dict[str, Any] = field(default_factory=dict)
     """The choice of hydra/launcher, with its `_target_`."""
+    about: list[str] = field(default_factory=list)
+    """The design in words."""
 
 
-def expand(command: Command) -> Sweep:
-    """Composes every job of a command; nothing is written.
+@dataclass(frozen=True)
+class Refused:
+    """A job that cannot run, and why."""
+
+    overrides: tuple[str, ...]
+    error: str
+
+
+def expand(command: Command, refused: list[Refused] | None = None) -> Sweep:
+    """Composes every job of a command, as the design arranges them; nothing is written.
+
+    Args:
+        command: the overrides.
+        refused: where given, jobs that do not compose are put there instead of raised.
 
     Raises:
-        ConfigError: an unknown choice or key, or a sweep without -m.
+        ConfigError: an unknown choice or key, a sweep without -m, factors the design cannot use.
     """
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
 
-    parser = OverridesParser.create()
-    try:
-        parsed = parser.parse_overrides(command.overrides)
-    except HydraException as error:
-        raise ConfigError(f"command line: {first_line(error)}") from error
+    parsed = _parsed(OverridesParser.create(), command.overrides)
     fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
     swept = [str(o.key_or_group) for o in parsed if o.is_sweep_override()]
     with _Composer(command.config_dir) as compose:
@@ -97,19 +107,93 @@ def expand(command: Command) -> Sweep:
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         params = base["hydra"]["sweeper"].get("params") or {}
         named = [f"{k}={v}" for k, v in params.items()]
-        overrides = parser.parse_overrides([*named, *command.overrides])
-        jobs = [Job(tuple(c), compose(c)) for c in _product(overrides)]
+        arranged = arrange(_parsed(parser, [*named, *command.overrides]), base)
+        jobs = _composed(compose, arranged.jobs, refused)
+    for job in jobs:
+        if job.raw.get("design") != base["design"]:
+            raise ConfigError(
+                f"design: {job.raw.get('design')} in a job of a sweep arranged by "
+                f"{base['design']}; allowed: one design for all jobs."
+            )
+    return Sweep(jobs, arranged.factors, True, base["hydra"]["launcher"], arranged.about)
+
+
+def _parsed(parser: Any, overrides: Sequence[str]) -> list[Any]:
+    from hydra.errors import HydraException
+
+    try:
+        return list(parser.parse_overrides(list(overrides)))
+    except HydraException as error:
+        raise ConfigError(f"command line: {first_line(error)}") from error
+
+
+def _composed(
+    compose: Any, jobs: Sequence[Sequence[str]], refused: list[Refused] | None
+) -> list[Job]:
+    found = []
+    for overrides in jobs:
+        try:
+            found.append(Job(tuple(overrides), compose(list(overrides))))
+        except ConfigError as error:
+            if refused is None:
+                raise
+            refused.append(Refused(tuple(overrides), str(error)))
+    return found
+
+
+@dataclass(frozen=True)
+class Arranged:
+    """A design's jobs as overrides, the keys it sweeps, and the design in words."""
+
+    jobs: list[list[str]]
+    factors: list[str]
+    about: list[str]
+
+
+def arrange(overrides: Sequence[Any], base: Mapping[str, Any]) -> Arranged:
+    """The jobs that the design makes of parsed overrides, each with all of them, in the order in
+    which their keys first stand.
+
+    Args:
+        overrides: Hydra's; of one key the last counts.
+        base: with "design", the chosen one's node, and "baseline", that of tracking.
+    """
     last = {str(o.key_or_group): o for o in overrides}  # a fixed value ends an experiment's sweep
-    factors = [key for key, override in last.items() if override.is_sweep_override()]
-    return Sweep(jobs, factors, True, base["hydra"]["launcher"])
+    chosen = {o.get_key_element(): o for o in overrides}
+    kept = {
+        element: o
+        for element, o in chosen.items()
+        if not o.is_sweep_override() or last[str(o.key_or_group)] is o
+    }
+    factors = {str(o.key_or_group): _values(o) for o in kept.values() if o.is_sweep_override()}
+    for key in factors:
+        if key.partition(".")[0] == "design" or key.startswith("tracking.baseline"):
+            raise ConfigError(f"{key}: several values given; allowed: one for the whole sweep.")
+    design = from_config("design", base["design"] or {})
+    points = design(factors, base["baseline"])
+    jobs = [[f"{element}={_text(o, point)}" for element, o in kept.items()] for point in points]
+    return Arranged(jobs, list(factors), design.about(factors, base["baseline"]))
 
 
-def _product(overrides: list[Any]) -> list[list[str]]:
-    """The jobs that Hydra's basic sweeper makes of these parsed overrides."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+def _values(override: Any) -> Values:
+    """A sweep's values as Hydra's own sweeper writes them, or its interval."""
+    from hydra.errors import HydraException
 
-    batches = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-    return [list(job) for batch in batches for job in batch]
+    if override.is_interval_sweep():
+        sweep = override.value()
+        whole = isinstance(sweep.start, int) and isinstance(sweep.end, int)
+        return Interval(sweep.start, sweep.end, log="log" in sweep.tags, whole=whole)
+    try:
+        return list(override.sweep_string_iterator())
+    except HydraException as error:
+        raise ConfigError(f"{override.key_or_group}: {first_line(error)}") from error
+
+
+def _text(override: Any, point: Point) -> str:
+    """The value that an override has at a point."""
+    if override.is_sweep_override():
+        return point[str(override.key_or_group)]
+    return str(override.get_value_element_as_str())
 
 
 class _Composer:
@@ -146,7 +230,12 @@ class _Composer:
                 nodes = {k: OmegaConf.select(config, f"hydra.{k}") for k in ("sweeper", "launcher")}
                 mode = str(getattr(config.hydra.mode, "name", config.hydra.mode))
                 plain = {k: OmegaConf.to_container(v, resolve=False) for k, v in nodes.items()}
-                return {"hydra": {"mode": mode, **plain}}
+                ours = {"design": "design", "baseline": "tracking.baseline"}
+                picked = {k: OmegaConf.select(config, key) for k, key in ours.items()}
+                return {"hydra": {"mode": mode, **plain}} | {
+                    k: None if v is None else OmegaConf.to_container(v, resolve=True)
+                    for k, v in picked.items()
+                }
             found = OmegaConf.to_container(config, resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(explain(error, overrides)) from error

@@ -16,6 +16,7 @@ from typing import Any
 from grpolab.component import ConfigError, nearest
 from grpolab.config import job_id
 from grpolab.sweep.compose import Job, Sweep
+from grpolab.sweep.factors import as_override, matching
 from grpolab.tracking.folder import write_atomically
 
 BASELINE = "baseline"
@@ -51,14 +52,15 @@ def members(sweep: Sweep, baseline: Mapping[str, Any] | None) -> list[Member]:
             raise ConfigError(
                 f"tracking.baseline: {key!r} is no swept factor; allowed: {', '.join(factors)}."
             )
-        base[key] = _as_override(value)
-    for key, value in base.items():
         swept = list(dict.fromkeys(own[key] for own in values))
-        if value not in swept:
+        found = matching(value, swept)
+        if found is None:
+            given = as_override(value)
             raise ConfigError(
-                f"tracking.baseline.{key}: {value!r} is not swept; allowed: {', '.join(swept)}"
-                f"{nearest(value, swept) or '.'}"
+                f"tracking.baseline.{key}: {given!r} is not swept; allowed: {', '.join(swept)}"
+                f"{nearest(given, swept) or '.'}"
             )
+        base[key] = found
     made = []
     for job, own in zip(sweep.jobs, values, strict=True):
         arm = ",".join(f"{k}={own[k]}" for k in sorted(own) if own[k] != base[k])
@@ -78,11 +80,6 @@ def job_value(job: Job, factor: str) -> str:
         if key == factor:
             return value if value[:1] in ("'", '"') else re.sub(r"\\(.)", r"\1", value)
     return ""
-
-
-def _as_override(value: Any) -> str:
-    """A value of a YAML file as Hydra's sweeper writes it."""
-    return "null" if value is None else str(value)
 
 
 def manifest_path(output_dir: str, study: str, sweep_id: str) -> Path:
