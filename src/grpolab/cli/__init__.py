@@ -19,6 +19,12 @@ def _train(arguments: Sequence[str]) -> int:
     return train(arguments)
 
 
+def _plan(arguments: Sequence[str]) -> int:
+    from grpolab.cli.plan import plan
+
+    return plan(arguments)
+
+
 def _status(arguments: Sequence[str]) -> int:
     from grpolab.cli.status import status
 
@@ -69,6 +75,10 @@ def _bench(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "one run, or a sweep with -m: grpolab train clip=cispo kl=k3"),
+    "plan": (
+        _plan,
+        "a sweep before it runs: arms, seeds needed, cost: grpolab plan clip=ppo,cispo",
+    ),
     "status": (_status, "how a sweep stands: arm × seed, progress, reward, time left"),
     "resume": (_resume, "goes on with what is not finished, without arguments"),
     "sync": (_sync, "sends MLflow what it has missed, each number once"),

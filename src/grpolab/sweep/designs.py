@@ -131,7 +131,7 @@ class Product(Design):
 
     def sentence(self, factors: Mapping[str, Values], points: Sequence[Point]) -> str:
         sizes = " × ".join(str(len(choices(v))) for v in factors.values())
-        return f"Every combination: {sizes or 1} = {len(points)} arms."
+        return f"Every combination: {sizes or 1} = {len(points)}."
 
 
 # -- a few factors, their effects one by one -----------------------------------------------------
@@ -213,7 +213,7 @@ class Ladder(Design):
 
 @dataclass(frozen=True)
 class Zip(Design):
-    """The factors' i-th values together: `clip=ppo,cispo clip.high=0.2,0.3` are two points.
+    """The factors' i-th values together: `steps=100,200 optimizer.lr=2e-4,1e-4` are two points.
 
     All factors have equally many values. The baseline is the first point; another one that
     `tracking.baseline` names is put first.
@@ -277,7 +277,7 @@ class LatinHypercube(Design):
     """`n` points of a Latin hypercube: of each interval, one in each of n equal parts; each
     choice equally often, as far as n allows.
 
-    Source: McKay, Beckman and Conover 1979, through scipy.stats.qmc. Numbers of intervals have
+    Source: McKay et al 1979, through scipy.stats.qmc. Numbers of intervals have
     four digits. Where choices are few, points that coincide run once. A baseline that
     `tracking.baseline` names comes first, beside the n.
     """

@@ -60,7 +60,7 @@ def tracking_uri(run: Run) -> str:
     return run.tracking.uri or default_uri(run.output_dir)
 
 
-def check_writable(output_dir: str) -> None:
+def check_writable(output_dir: str, key: str = "output_dir") -> None:
     """Tries to write beside where the output will lie; leaves nothing behind."""
     path = Path(output_dir).absolute()
     while not path.exists() and path != path.parent:
@@ -72,7 +72,7 @@ def check_writable(output_dir: str) -> None:
             pass
     except OSError as error:
         raise ConfigError(
-            f"output_dir: cannot write to {output_dir!r} ({error}); allowed: a folder that can be "
+            f"{key}: cannot write to {output_dir!r} ({error}); allowed: a folder that can be "
             "written to."
         ) from error
 
