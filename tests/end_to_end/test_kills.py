@@ -26,7 +26,8 @@ else:
 KILLS = int(os.environ.get("GRPOLAB_KILLS", "3"))
 RUNS = ("seed=0,1,2,3,4,5", "hydra.launcher.workers=2")  # × 2 clips: 12 runs
 STEPS = f"steps={max(4, KILLS)}"
-START_SECONDS, SPREAD_SECONDS = 4.0, 10.0  # when a kill may fall, after the start of a driver
+EARLY_SHARE, EARLY_SECONDS = 0.25, 6.0  # kills that fall while the driver starts
+SPREAD_SECONDS = 5.0  # the others: after its runs have gone on
 KEYS = ["job_id", "step", "metric"]
 
 
@@ -76,22 +77,33 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[s
     process: Popen[str] | None = None
     while len(kills) < KILLS:
         if process is None:
-            command = ["resume", f"output_dir={out}"] if kills else words(out)
-            process = launching.start(*command, cwd=out)
-        after = START_SECONDS + rng.random() * SPREAD_SECONDS
-        time.sleep(after)
+            known = any((out / "swept").glob("sweeps/*.json"))
+            command = ["resume", f"output_dir={out}"] if known else words(out)
+            process, began = launching.start(*command, cwd=out), time.monotonic()
+        wait_for_a_moment(process, out, rng)
         if process.poll() is not None:
             break  # it was through; how many kills it took is asserted below
         what = kill_some(process, rng)
-        kills.append((what, after, sweeping.steps_logged(out)))
+        kills.append((what, time.monotonic() - began, sweeping.steps_logged(out)))
         if what != "worker":
             process.communicate()
             process = None
     if process is not None:
         process.communicate(timeout=launching.LIMIT)
-    done = launching.grpolab("resume", f"output_dir={out}", cwd=out)
+    done = launching.grpolab(*words(out), cwd=out)
     assert done.returncode == 0, done.stderr
     return out, kills
+
+
+def wait_for_a_moment(process: Popen[str], out: Path, rng: random.Random) -> None:
+    """While the driver starts, or some time after a run of its has logged a step."""
+    if rng.random() < EARLY_SHARE:
+        time.sleep(rng.random() * EARLY_SECONDS)
+        return
+    before = sweeping.steps_logged(out)
+    while sweeping.steps_logged(out) <= before and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(rng.random() * SPREAD_SECONDS)
 
 
 def test_the_frames_equal_an_undisturbed_sweep_s(
