@@ -108,6 +108,7 @@ class Ours:
         with trainer.clock("sample"):
             indices = collector.prompt_indices(trainer.step)
             rollouts = collector._sample(indices, trainer.step, 0)
+        assert rollouts is not None
         trainer.step += 1
         self.seen = Collected(rollouts, rollouts)
         return {}

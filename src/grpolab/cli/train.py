@@ -24,6 +24,7 @@ from grpolab.sweep.manifest import (
 )
 from grpolab.sweep.notes import notes
 from grpolab.tracking.folder import RunFolder
+from grpolab.training.launched import leads, world_size
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -36,6 +37,11 @@ def train(arguments: Sequence[str]) -> int:
         _hand_to_hydra(command)
         return 0
     sweep = expand(command)
+    if sweep.multirun and world_size() > 1:
+        raise ConfigError(
+            f"torchrun: {world_size()} ranks given with a sweep of {len(sweep.jobs)} jobs; "
+            "allowed: one run (a sweep's jobs run beside each other through hydra/launcher=local)."
+        )
     runs = [bind_run(job.raw) for job in sweep.jobs]
     arms = members(sweep, runs[0].tracking.baseline) if sweep.multirun else []
     launcher = own_launcher(sweep.launcher) if sweep.multirun else None
@@ -45,7 +51,7 @@ def train(arguments: Sequence[str]) -> int:
             closing_report(run.report)
     if launcher is not None:
         launcher.check([job.raw for job in sweep.jobs])
-    for note in notes(runs, sweep.factors):
+    for note in notes(runs, sweep.factors) if leads() else ():
         print(f"Note: {note}", file=sys.stderr)
     if sweep.multirun:
         return _run_sweep(command, sweep, runs[0], arms, launcher)
@@ -57,9 +63,12 @@ def run_one(raw: dict[str, Any], run: Run) -> int:
 
     folder = run_folder(raw)
     if folder.status()["state"] == "done":
-        print(f"Done before: {folder.path} (the same configuration and code; nothing to do).")
+        if leads():
+            print(f"Done before: {folder.path} (the same configuration and code; nothing to do).")
         return 0
     state = run_job(raw)
+    if not leads():
+        return 0 if state == "done" else 1
     return _report([folder], run, state_of_one=state)
 
 

@@ -27,6 +27,10 @@ class Draw:
     """Indices of the "sampling" stream, such as (step, round)."""
     samples: int
     greedy: bool = False
+    first: int = 0
+    """Place of the first prompt among those of the whole call, where others sample the rest."""
+    total: int | None = None
+    """Prompts of the whole call; None: those given."""
 
 
 @dataclass
@@ -80,6 +84,9 @@ class Sampler(ABC):
 
     group: ClassVar[str] = "sampler"
     name: ClassVar[str]
+    splits: ClassVar[bool] = False
+    """Draws a part of a call (`Draw.first`, `Draw.total`) as if it drew the whole: its noise is a
+    function of the row's place. Where not, every rank samples the whole call."""
 
     group_size: int = setting(8, "G, completions per prompt", ge=1)
     temperature: float = setting(1.0, "logits are divided by it", gt=0)

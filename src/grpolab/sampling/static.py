@@ -42,6 +42,7 @@ class Static(Sampler):
     """Prefill once per group, one allocated cache, finished rows leave, log-probs on the way."""
 
     name: ClassVar[str] = "static"
+    splits: ClassVar[bool] = True
 
     @torch.no_grad()
     def __call__(self, policy: Policy, prompts: Sequence[Sequence[int]], draw: Draw) -> Samples:
@@ -80,7 +81,10 @@ class _Decoding:
         self.device = policy.device
         n, width = len(prompts) * draw.samples, sampler.max_new_tokens
         source = generator(draw.seed, "sampling", *draw.indices)
-        self.uniforms = torch.rand((n, width), generator=source).to(self.device)
+        whole = (draw.total or len(prompts)) * draw.samples
+        start = draw.first * draw.samples
+        uniforms = torch.rand((whole, width), generator=source)[start : start + n]
+        self.uniforms = uniforms.to(self.device)
         self.end_ids = torch.tensor(policy.end_ids, device=self.device)
         self.ids = torch.full((n, width), policy.pad_id, device=self.device)
         dtype = torch.promote_types(policy.dtype, torch.float32)

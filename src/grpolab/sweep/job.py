@@ -18,24 +18,64 @@ from grpolab.tracking.disk import is_disk_full
 from grpolab.tracking.folder import Busy, RunFolder
 from grpolab.tracking.provenance import provenance
 from grpolab.training import checkpoint
+from grpolab.training.failures import RankFailed, RankLost, TrainingFailed
 from grpolab.training.loop import Interrupted, Trainer
-from grpolab.training.update import TrainingFailed
+from grpolab.training.ranks import Ranks, joined
 
 
 def run_job(raw: dict[str, Any]) -> str:
     """Runs one resolved configuration to its end: done, failed, busy, or pending (a full disk).
 
     A job that is done already is left alone; one that failed runs again, from its checkpoint if it
-    has one. Ctrl-C raises KeyboardInterrupt after a checkpoint.
+    has one. Ctrl-C raises KeyboardInterrupt after a checkpoint. Where torchrun has started several
+    processes, all of them call this: the first one leads and writes.
     """
     run = bind_run(raw)
     folder = run_folder(raw)
+    with joined(run.hardware.device) as ranks:
+        if not ranks.first:
+            return _follow(run, folder, ranks)
+        try:
+            return _lead(run, raw, folder, ranks)
+        finally:
+            ranks.last_word(folder.status()["state"])
+
+
+GO = "go"
+"""What the leading rank says once the run's folder is its own."""
+
+
+def _follow(run: Run, folder: RunFolder, ranks: Ranks) -> str:
+    """A rank that trains and writes nothing; the state that the leading rank has come to."""
+    stopped = False
+    try:
+        with ranks.shared_fate():
+            ready = check(run)
+            word = ranks.gather(None)[0]
+            if word != GO:
+                return str(word)
+            trainer = Trainer(run, ready.encoder, ready.examples, folder, ranks)
+            trainer.fit(lambda step, metrics: None)
+            stopped = trainer.stop_asked
+    except Interrupted:
+        stopped = True
+    except Exception:  # the leading rank has been told, and says it in STATUS
+        pass
+    state = ranks.last_word() or "failed"
+    if stopped:
+        raise KeyboardInterrupt
+    return state
+
+
+def _lead(run: Run, raw: dict[str, Any], folder: RunFolder, ranks: Ranks) -> str:
+    """The whole of a job: alone, or as the first of several ranks."""
     if folder.status()["state"] == "done":
         return "done"
-    ready = check(run)
+    with ranks.shared_fate():
+        ready = check(run)
     try:
         with folder.lease():
-            return _train(run, raw, folder, ready)
+            return _train(run, raw, folder, ready, ranks)
     except Busy:
         return "busy"
     except Exception as error:
@@ -59,13 +99,17 @@ def run_folder(raw: Mapping[str, Any]) -> RunFolder:
     return RunFolder(Path(raw["output_dir"]) / raw["study"] / job_id(raw))
 
 
-def _train(run: Run, raw: dict[str, Any], folder: RunFolder, ready: Ready) -> str:
+def _train(run: Run, raw: dict[str, Any], folder: RunFolder, ready: Ready, ranks: Ranks) -> str:
     identity = _identity(run, raw) | {"source": ready.examples.source}
     _describe(folder, raw, identity)
     trackers = Trackers(run, folder, raw, identity)
     try:
-        trainer = Trainer(run, ready.encoder, ready.examples, folder)
-        with Progress(run, identity, enabled=run.tracking.progress) as progress:
+        with (
+            ranks.shared_fate(),
+            Progress(run, identity, enabled=run.tracking.progress) as progress,
+        ):
+            ranks.gather(GO)
+            trainer = Trainer(run, ready.encoder, ready.examples, folder, ranks)
             trackers.backfill(up_to=_checkpoint_step(folder))
 
             def log(step: int, metrics: dict[str, float]) -> None:
@@ -83,6 +127,10 @@ def _train(run: Run, raw: dict[str, Any], folder: RunFolder, ready: Ready) -> st
         folder.set_status("pending", "interrupted")
         trackers.finish("KILLED")
         raise
+    except RankLost as error:  # as if this one had been killed
+        folder.set_status("pending", f"{error}; the same command goes on from the checkpoint")
+        trackers.finish("KILLED")
+        return "pending"
     except ConfigError as error:
         folder.set_status("failed", str(error))
         trackers.finish("FAILED")
@@ -93,7 +141,8 @@ def _train(run: Run, raw: dict[str, Any], folder: RunFolder, ready: Ready) -> st
                 trackers.finish("KILLED")
             raise
         known = isinstance(error, TrainingFailed)
-        reason = str(error) if known else f"{type(error).__name__}: {error}"
+        speaks = isinstance(error, (TrainingFailed, RankFailed))
+        reason = str(error) if speaks else f"{type(error).__name__}: {error}"
         folder.set_status("failed", reason)
         if known:
             checkpoint.remove(folder.path)  # it led here, and would again

@@ -35,6 +35,7 @@ def provenance(command: str | None = None) -> dict[str, Any]:
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "world_size": int(os.environ.get("WORLD_SIZE") or 1),
         "gpu": torch.cuda.get_device_name(0) if cuda else None,
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
@@ -19,7 +19,8 @@ from grpolab.rollouts import Rollouts, concatenate
 from grpolab.sampling.base import Draw, Sampler
 from grpolab.tasks.base import Example, Examples, Task
 from grpolab.training.clock import Clock
-from grpolab.training.replay import ReplayBuffer, fill, replay_metrics
+from grpolab.training.ranks import ALONE, Ranks
+from grpolab.training.replay import ReplayBuffer, fill, packed, replay_metrics, unpacked
 
 CORRECT = 0.999  # a verifier's score from which an answer counts as right
 
@@ -39,12 +40,18 @@ class Collected:
 
 
 class Collector:
-    """Draws each step's prompts, samples their groups and scores them."""
+    """Draws each step's prompts, samples their groups and scores them: each rank its own, and
+    then every rank has all."""
 
     def __init__(
-        self, run: Run, policy: Policy, examples: Examples, clock: Clock | None = None
+        self,
+        run: Run,
+        policy: Policy,
+        examples: Examples,
+        clock: Clock | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.run, self.policy, self.examples = run, policy, examples
+        self.run, self.policy, self.examples, self.ranks = run, policy, examples, ranks
         self.clock = Clock() if clock is None else clock
         self._encoded = encode_examples(policy.encoder, examples.train)
         self.buffer = ReplayBuffer(run.selection) if run.selection.replays else None
@@ -58,10 +65,13 @@ class Collector:
         verified: list[float] = []
         missing = run.prompts_per_step
         for round_ in range(run.selection.rounds):
+            indices = self.prompt_indices(step, round_)[:missing]
             with self.clock("sample"):
-                rollouts = self._sample(self.prompt_indices(step, round_)[:missing], step, round_)
+                own = self._sample(indices, step, round_)
             with self.clock("score"):
-                verified += self._score(rollouts)
+                verdicts = [] if own is None else self._score(own)
+            rollouts, verdicts = self._joined(own, verdicts)
+            verified += verdicts
             assert rollouts.rewards is not None
             members = run.selection(rollouts.rewards, noise=self._noise(rollouts, step, round_))
             chosen = rollouts.keep(members)
@@ -103,14 +113,38 @@ class Collector:
         places = range(step * count, (step + 1) * count)
         return [epoch_order(n, self.run.seed, p // n)[p % n] for p in places]
 
-    def _sample(self, indices: Sequence[int], step: int, round_: int) -> Rollouts:
+    def _sample(self, indices: Sequence[int], step: int, round_: int) -> Rollouts | None:
+        """This rank's groups of a round; None where there are fewer prompts than ranks."""
         group = self.run.sampler.group_size
         draw = Draw(self.run.seed, (step, round_), group)
         prompts = [self._encoded[i] for i in indices]
-        rollouts = sample_rollouts(self.run.sampler, self.policy, prompts, draw)
-        rollouts.prompt_index = torch.tensor(indices, device=self.policy.device)
-        rollouts.prompts = [self.examples.train[i].prompt for i in indices]
+        rollouts = sample_part(self.ranks, self.run.sampler, self.policy, prompts, draw)
+        if rollouts is None:
+            return None
+        own = list(indices[self.ranks.part(len(indices))])
+        rollouts.prompt_index = torch.tensor(own, device=self.policy.device)
+        rollouts.prompts = [self.examples.train[i].prompt for i in own]
         return rollouts
+
+    def _joined(self, own: Rollouts | None, verified: list[float]) -> tuple[Rollouts, list[float]]:
+        """All ranks' groups in the order of their prompts, and what verifiers said of them."""
+        if self.ranks.alone:
+            assert own is not None
+            return own, verified
+        with self.clock("score"):  # what scoring left open is asked here, so that each asks its own
+            tensors = {} if own is None else packed(own) | {VERIFIED: self._verdicts(own, verified)}
+        with self.clock("sample"):
+            found = [t for t in self.ranks.gather_tensors(tensors) if t]
+        verified = torch.cat([t.pop(VERIFIED) for t in found]).tolist()
+        group = self.run.sampler.group_size
+        rollouts = concatenate([unpacked(t, group) for t in found])
+        return rollouts.to(self.policy.device), verified
+
+    def _verdicts(self, own: Rollouts, verified: Sequence[float]) -> Tensor:
+        examples = [self.examples.train[i] for i in own.prompt_index.tolist()]
+        examples = [e for e in examples for _ in range(own.group_size)]
+        judged = verdicts(self.run.task, own.texts, examples, verified)
+        return torch.tensor(judged, dtype=torch.float64)
 
     def _noise(self, rollouts: Rollouts, step: int, round_: int) -> Tensor:
         """[P, G], a stream of its own, so that no selection shifts another draw."""
@@ -133,6 +167,9 @@ class Collector:
         score(self.run, greedy, examples)
         assert greedy.rewards is not None
         return greedy.rewards.squeeze(1)
+
+
+VERIFIED = "verified"
 
 
 @lru_cache(maxsize=4)
@@ -169,6 +206,22 @@ def sample_rollouts(
     )
 
 
+def sample_part(
+    ranks: Ranks, sampler: Sampler, policy: Policy, prompts: Sequence[Sequence[int]], draw: Draw
+) -> Rollouts | None:
+    """This rank's groups of a call, the same as if one process had drawn all of them; None where
+    it has no group."""
+    own = ranks.part(len(prompts))
+    if own.start == own.stop:
+        return None
+    if ranks.alone or sampler.splits:
+        draw = replace(draw, first=own.start, total=len(prompts))
+        return sample_rollouts(sampler, policy, prompts[own], draw)
+    whole = sample_rollouts(sampler, policy, prompts, draw)
+    places = torch.arange(len(prompts), device=policy.device)
+    return whole.keep_groups((places >= own.start) & (places < own.stop))
+
+
 def score(run: Run, rollouts: Rollouts, examples: Sequence[Example]) -> list[float]:
     """Fills in the rewards [P, G] and their parts; what the task's verifier gave on the way [N],
     NaN where it did not."""
@@ -201,8 +254,15 @@ def correctness(
     """Whether each completion is right by the task's own verifier; what it cannot judge is not.
     It is not asked where scoring has its answer (`verified`, NaN where it has none)."""
     known = [math.nan] * len(texts) if verified is None else verified
+    return [found >= CORRECT for found in verdicts(task, texts, examples, known)]
+
+
+def verdicts(
+    task: Task, texts: Sequence[str], examples: Sequence[Example], known: Sequence[float]
+) -> list[float]:
+    """What the task's verifier says of each completion, asked where `known` is NaN."""
     together = zip(texts, examples, known, strict=True)
-    return [_verify(task, t, e, k) >= CORRECT for t, e, k in together]
+    return [_verify(task, t, e, k) for t, e, k in together]
 
 
 def _verify(task: Task, text: str, example: Example, known: float) -> float:

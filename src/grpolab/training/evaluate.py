@@ -8,7 +8,8 @@ from grpolab.config import Run
 from grpolab.policy.policy import Policy
 from grpolab.sampling.base import Draw
 from grpolab.tasks.base import Example, Examples
-from grpolab.training.collect import correctness, encode_examples, sample_rollouts
+from grpolab.training.collect import correctness, encode_examples, sample_part
+from grpolab.training.ranks import ALONE, Ranks
 
 MAX_ROWS = 512  # completions decoded at once
 EVALUATION = -1  # index of the sampling stream that no training round uses
@@ -27,8 +28,8 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 class Evaluator:
     """The same held-out prompts, and the same noise, at every evaluation."""
 
-    def __init__(self, run: Run, policy: Policy, examples: Examples) -> None:
-        self.run, self.policy = run, policy
+    def __init__(self, run: Run, policy: Policy, examples: Examples, ranks: Ranks = ALONE) -> None:
+        self.run, self.policy, self.ranks = run, policy, ranks
         self.examples = list(examples.held_out)[: run.eval.prompts]
         self._encoded = encode_examples(policy.encoder, self.examples)
 
@@ -54,11 +55,20 @@ class Evaluator:
         for start in range(0, len(self.examples), per_call):
             chunk = slice(start, start + per_call)
             draw = Draw(self.run.seed, (EVALUATION, start), samples, greedy=greedy)
-            rollouts = sample_rollouts(self.run.sampler, self.policy, self._encoded[chunk], draw)
-            rows = self._judge(rollouts.texts, self.examples[chunk], samples)
-            correct += [rows[i : i + samples] for i in range(0, len(rows), samples)]
-            lengths += rollouts.lengths.tolist()
+            for rows, sizes in self.ranks.gather(self._part(chunk, draw)):
+                correct += [rows[i : i + samples] for i in range(0, len(rows), samples)]
+                lengths += sizes
         return correct, lengths
+
+    def _part(self, chunk: slice, draw: Draw) -> tuple[list[bool], list[int]]:
+        """(right or not, length) of the completions of this rank's prompts of a chunk."""
+        prompts, examples = self._encoded[chunk], self.examples[chunk]
+        rollouts = sample_part(self.ranks, self.run.sampler, self.policy, prompts, draw)
+        if rollouts is None:
+            return [], []
+        own = examples[self.ranks.part(len(examples))]
+        right = self._judge(rollouts.texts, own, draw.samples)
+        return right, rollouts.lengths.tolist()
 
     def _judge(self, texts: list[str], examples: list[Example], samples: int) -> list[bool]:
         return correctness(self.run.task, texts, [e for e in examples for _ in range(samples)])

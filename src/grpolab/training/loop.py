@@ -23,13 +23,15 @@ from grpolab.training import checkpoint
 from grpolab.training.clock import Clock
 from grpolab.training.collect import Collected, Collector, correctness
 from grpolab.training.evaluate import Evaluator
+from grpolab.training.failures import TrainingFailed
 from grpolab.training.metrics import (
     advantage_metrics,
     length_metrics,
     peak_memory_gib,
     reward_metrics,
 )
-from grpolab.training.update import TrainingFailed, Updater
+from grpolab.training.ranks import ALONE, Ranks
+from grpolab.training.update import Updater
 
 Log = Callable[[int, dict[str, float]], None]
 
@@ -41,14 +43,21 @@ class Interrupted(Exception):
 class Trainer:
     """The state of one run. `fit` is the whole of it."""
 
-    def __init__(self, run: Run, encoder: Encoder, examples: Examples, folder: RunFolder) -> None:
-        self.run, self.examples, self.folder = run, examples, folder
+    def __init__(
+        self,
+        run: Run,
+        encoder: Encoder,
+        examples: Examples,
+        folder: RunFolder,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.run, self.examples, self.folder, self.ranks = run, examples, folder, ranks
         prepare_torch(run)
         self.clock = Clock()
         self.policy = Policy(encoder, run.hardware, seed=run.seed)
-        self.updater = Updater(run, self.policy, self.clock)
-        self.collector = Collector(run, self.policy, examples, self.clock)
-        self.evaluator = Evaluator(run, self.policy, examples)
+        self.updater = Updater(run, self.policy, self.clock, ranks)
+        self.collector = Collector(run, self.policy, examples, self.clock, ranks)
+        self.evaluator = Evaluator(run, self.policy, examples, ranks)
         self.beta = Beta(run.kl, run.steps)
         self.baseline: float | None = None
         self.step = 0
@@ -57,7 +66,8 @@ class Trainer:
         self.stop_asked = False
 
     def fit(self, log: Log) -> None:
-        """Trains to the last step; logs every step through `log(step, metrics)`.
+        """Trains to the last step; logs every step through `log(step, metrics)`. Every rank runs
+        it, and the first one writes.
 
         Raises:
             TrainingFailed: with the reason.
@@ -75,6 +85,7 @@ class Trainer:
                     metrics |= self._evaluate(self.step)
                 with self.clock("log"):
                     log(self.step, checked(metrics | self._totals()))
+                self.stop_asked = any(self.ranks.gather(self.stop_asked))
                 if self.stop_asked and self.step < self.run.steps:
                     self._checkpoint()
                     raise Interrupted
@@ -104,8 +115,8 @@ class Trainer:
             "time/update": now - before_update,
             "time/step": step_seconds,
             "speed/tokens_per_second": generated / step_seconds,
-            "memory/peak_gib": peak_memory_gib(self.policy.device),
-            "memory/microbatch_tokens": float(self.updater.forward.budget),
+            "memory/peak_gib": max(self.ranks.gather(peak_memory_gib(self.policy.device))),
+            "memory/microbatch_tokens": float(min(self.ranks.gather(self.updater.forward.budget))),
         }
 
     def _reward_side(self, collected: Collected) -> dict[str, float]:
@@ -158,6 +169,8 @@ class Trainer:
         return every > 0 and self.step % every == 0
 
     def _log_samples(self, rollouts: Rollouts) -> None:
+        if not self.ranks.first:
+            return
         assert rollouts.rewards is not None
         rewards = rollouts.rewards.flatten().tolist()
         count = min(self.run.tracking.log_samples, len(rollouts))
@@ -177,6 +190,8 @@ class Trainer:
     # -- resuming ------------------------------------------------------------------------------
 
     def _checkpoint(self) -> None:
+        if not self.ranks.first:
+            return
         state = {
             "step": self.step,
             "tokens": self.tokens,
@@ -210,7 +225,7 @@ class Trainer:
             reference=updater.forward.moving_reference(),
         )
         if state is None:
-            self.folder.truncate(0)
+            self._begin_at(0)
             return
         self.step, self.tokens = state["step"], state["tokens"]
         self.wall_before = state["wall"]
@@ -222,14 +237,29 @@ class Trainer:
         if self.collector.buffer is not None:
             self.collector.buffer.restore(state["extra"]["replay"])
         self.policy.sync()
-        self.folder.truncate(self.step + 1)
+        self._begin_at(self.step + 1)
+
+    def _begin_at(self, step: int) -> None:
+        """Drops what was logged at or after a step."""
+        found = self.ranks.gather(step)
+        if len(set(found)) > 1:
+            raise TrainingFailed(
+                f"the ranks found checkpoints of different steps ({found}); output_dir must be one "
+                "folder for all of them"
+            )
+        if self.ranks.first:
+            self.folder.truncate(step)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end the run after the step at hand; a second Ctrl-C at once."""
+        """Ctrl-C and SIGTERM end the run after the step at hand; a second Ctrl-C at once.
+
+        torchrun hands on each Ctrl-C that the terminal has sent to all ranks already, and sends
+        SIGTERM once one has ended: with several ranks none ends anything at once, nor afterwards.
+        """
 
         def ask(number: int, frame: Any) -> None:
-            if self.stop_asked and number == signal.SIGINT:
+            if self.stop_asked and number == signal.SIGINT and self.ranks.alone:
                 raise KeyboardInterrupt
             self.stop_asked = True
 
@@ -240,7 +270,7 @@ class Trainer:
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in before.items() if self.ranks.alone else ():
                 signal.signal(number, handler)
 
 

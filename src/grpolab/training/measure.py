@@ -10,6 +10,7 @@ from torch import Tensor
 
 from grpolab.objective.loss import kl_estimates, ratio_sums
 from grpolab.objective.masked import valid
+from grpolab.training.ranks import Ranks
 
 
 @dataclass
@@ -45,6 +46,20 @@ class Sums:
             self.keep_max(name, value)
         for name, value in other.minima.items():
             self.keep_min(name, value)
+
+    def over(self, ranks: Ranks) -> Sums:
+        """Of all ranks together."""
+        if ranks.alone:
+            return self
+        kinds = [{k: float(v) for k, v in kind.items()} for kind in self._kinds()]
+        whole = Sums()
+        for found in ranks.gather(kinds):
+            totals, maxima, minima = [{k: torch.tensor(v) for k, v in f.items()} for f in found]
+            whole.merge(Sums(totals, maxima, minima))
+        return whole
+
+    def _kinds(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        return self.totals, self.maxima, self.minima
 
     def fetch(self) -> dict[str, float]:
         """All of them as numbers, in one transfer."""

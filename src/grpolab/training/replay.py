@@ -152,29 +152,29 @@ def per_token(name: str, value: Tensor) -> bool:
 
 
 def packed(group: Rollouts) -> dict[str, Tensor]:
-    """A group as named tensors."""
+    """A group, or several, as named tensors."""
     found = {f.name: getattr(group, f.name) for f in fields(group)}
     tensors = {k: v.contiguous() for k, v in found.items() if isinstance(v, Tensor)}
     parts = {PART + name: value.contiguous() for name, value in group.reward_parts.items()}
     return tensors | parts | {name: encoded(found[name]) for name in TEXTS}
 
 
-def unpacked(tensors: Mapping[str, Tensor]) -> Rollouts:
-    """A group from what `packed` returned."""
+def unpacked(tensors: Mapping[str, Tensor], group_size: int | None = None) -> Rollouts:
+    """What `packed` was given: one group, unless its size is given."""
     values: dict[str, Any] = {
         k: decoded(v) if k in TEXTS else v for k, v in tensors.items() if not k.startswith(PART)
     }
     parts = {k.removeprefix(PART): v for k, v in tensors.items() if k.startswith(PART)}
-    size = tensors["mask"].shape[0]
+    size = group_size or tensors["mask"].shape[0]
     return Rollouts(**values, group_size=size, reward_parts=parts)
 
 
 def encoded(texts: list[str]) -> Tensor:
     """Texts as bytes."""
-    return torch.tensor(list(json.dumps(texts).encode()), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(json.dumps(texts).encode()), dtype=torch.uint8)
 
 
 def decoded(data: Tensor) -> list[str]:
     """Texts from bytes."""
-    texts: list[str] = json.loads(bytes(data.tolist()))
+    texts: list[str] = json.loads(data.numpy().tobytes())
     return texts

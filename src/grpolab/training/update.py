@@ -18,24 +18,24 @@ from grpolab.policy.policy import Policy
 from grpolab.rng import generator
 from grpolab.rollouts import Rollouts
 from grpolab.training.clock import Clock
+from grpolab.training.failures import TrainingFailed as TrainingFailed
 from grpolab.training.forward import Forward, cut
 from grpolab.training.measure import Sums, measure, step_metrics
 from grpolab.training.memory import is_out_of_memory
 from grpolab.training.optimizer import lr_at, make_optimizer, set_lr
+from grpolab.training.ranks import ALONE, Ranks
 
 Seen = dict[str, Tensor]
 """Log-probs [N, T] by their name in `Rollouts`."""
 
 
-class TrainingFailed(RuntimeError):
-    """The run cannot go on; the message is the reason in STATUS."""
-
-
 class Updater:
     """The trained policy, its reference, and the optimizer."""
 
-    def __init__(self, run: Run, policy: Policy, clock: Clock | None = None) -> None:
-        self.run, self.policy = run, policy
+    def __init__(
+        self, run: Run, policy: Policy, clock: Clock | None = None, ranks: Ranks = ALONE
+    ) -> None:
+        self.run, self.policy, self.ranks = run, policy, ranks
         self.clock = Clock() if clock is None else clock
         self.objective = Objective(run.clip, run.kl, run.correction)
         self.forward = Forward(run, policy)
@@ -70,7 +70,9 @@ class Updater:
         now_all = self._empty(rollouts.mask)
         ref, kl, collision = (torch.zeros_like(now_all) for _ in range(3))
         fresh = rollouts.ages.repeat_interleave(rollouts.group_size).unsqueeze(1) == 0  # [N, 1]
-        for rows, width in self.forward.microbatches(rollouts, torch.arange(len(rollouts))):
+        rows_here = torch.arange(len(rollouts))
+        rows_here = rows_here[self._mine(rollouts, rows_here)]
+        for rows, width in self.forward.microbatches(rollouts, rows_here):
             part = self.forward.part(rollouts, rows, width)
             now = self.forward.logps(part, collision=needs_collision)
             now_all[rows, :width] = now.logps.to(now_all)
@@ -89,6 +91,7 @@ class Updater:
                         logits=now.logits,
                         ref_logits=base.logits,
                     ).to(kl)
+        self.ranks.sum_([now_all, ref, kl, collision])
         rollouts.old_logps = unless_known(now_all, rollouts.old_logps, fresh)
         rollouts.ref_logps = ref if self.forward.uses_reference else None
         found = unless_known(collision, rollouts.collision, fresh)
@@ -146,6 +149,8 @@ class Updater:
             self.optimizer.zero_grad(set_to_none=True)
             with self.clock("backward"):
                 own, seen = self.backward(rollouts, rows, beta, plan)
+                self.ranks.sum_gradients(self.parameters.values())
+            own, seen = own.over(self.ranks), self._whole(seen, rollouts)
             if run.minibatches == 1:  # all rows, by the weights that generated them
                 for name, values in seen.items():
                     setattr(rollouts, name, values)
@@ -207,10 +212,11 @@ class Updater:
             max_length=self.run.sampler.max_new_tokens,
         )
         learns = self._learning(rollouts, rows, beta)
+        mine = self._mine(rollouts, rows, learns)
         for wanted in (True, False):
-            for part, own, width in self._parts(rollouts, rows, learns == wanted):
-                mine = None if plan is None else {k: cut(v[own], width) for k, v in plan.items()}
-                found = self._microbatch(part, weights[own], mine, beta, sums, learns=wanted)
+            for part, own, width in self._parts(rollouts, rows, mine & (learns == wanted)):
+                plans = None if plan is None else {k: cut(v[own], width) for k, v in plan.items()}
+                found = self._microbatch(part, weights[own], plans, beta, sums, learns=wanted)
                 for name, values in found.items():
                     whole = seen.setdefault(name, self._empty(rollouts.mask))
                     whole[rows[own.cpu()], :width] = values.to(whole)
@@ -227,6 +233,27 @@ class Updater:
         index = rows.to(rollouts.mask.device)
         counts = rollouts.mask[index] & (rollouts.advantage_rows()[index] != 0)
         return counts.any(dim=1).cpu()  # NaN is not 0, and is to be seen
+
+    def _mine(self, rollouts: Rollouts, rows: Tensor, learns: Tensor | None = None) -> Tensor:
+        """[n] those of some rows (whole groups) that this rank runs; about as many tokens as the
+        others, those of a backward pass counted three times."""
+        if self.ranks.alone:
+            return torch.ones(len(rows), dtype=torch.bool)
+        group = rollouts.group_size
+        sizes = rollouts.lengths.cpu()[rows]
+        sizes = sizes if learns is None else sizes * (1 + 2 * learns)
+        own = torch.zeros(len(rows) // group, dtype=torch.bool)
+        own[self.ranks.share(sizes.reshape(-1, group).sum(dim=1).tolist())] = True
+        return own.repeat_interleave(group)
+
+    def _whole(self, seen: Seen, rollouts: Rollouts) -> Seen:
+        """The log-probs that each rank has seen of its own rows, of all rows."""
+        if self.ranks.alone:
+            return seen
+        names = sorted({name for found in self.ranks.gather(sorted(seen)) for name in found})
+        whole = {name: seen.get(name, self._empty(rollouts.mask)) for name in names}
+        self.ranks.sum_(list(whole.values()))
+        return whole
 
     def _parts(
         self, rollouts: Rollouts, rows: Tensor, wanted: Tensor | None = None
@@ -246,10 +273,11 @@ class Updater:
         mask = rollouts.mask[index]
         logps = self._empty(mask)
         entropy = torch.zeros_like(logps)
-        for part, own, width in self._parts(rollouts, rows):
+        for part, own, width in self._parts(rollouts, rows, self._mine(rollouts, rows)):
             now = self.forward.logps(part)
             logps[own, :width] = now.logps.to(logps)
             entropy[own, :width] = now.entropy.to(entropy)
+        self.ranks.sum_([logps, entropy])
         old = logps if rollouts.old_logps is None else rollouts.old_logps[index]
         source = generator(self.run.seed, "selection", *noise, 1)
         assert rollouts.rewards is not None

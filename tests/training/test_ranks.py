@@ -1,0 +1,197 @@
+"""Two real processes over gloo end with the parameters that one process ends with."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from itertools import chain, combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from grpolab.training.ranks import ALONE, Ranks, buckets
+
+HERE = Path(__file__).parent
+SOURCES = HERE.parents[1] / "src"
+LIMIT = 300.0  # seconds
+
+REPLAY = ["selection=replay", "updates_per_batch=2", "minibatches=2"]
+VARIANTS: dict[str, list[str]] = {
+    "token_mean": [],
+    "seq_mean_token_mean": ["aggregation=seq_mean_token_mean"],
+    "token_mean_micro": ["aggregation=token_mean_micro", "aggregation.rows=3"],
+    "prompt_mean": ["aggregation=prompt_mean", "aggregation.count_empty=false"],
+    "batch_std": ["advantage=batch_std", "kl=k3"],
+    "reinforce_pp": ["advantage=reinforce_pp", "kl=k2", "kl.placement=reward_to_go"],
+    "kl_in_reward": ["kl=k1", "kl.placement=reward", "advantage=global_center"],
+    "kl_full": ["kl=full", "kl.beta=0.1"],
+    "adaptive_beta": ["kl=k3", "kl.schedule=adaptive", "kl.beta=0.1", "reference=ema",
+                      "reference.every=1"],
+    "ema_baseline": ["advantage=ema_baseline"],
+    "remax": ["advantage=remax"],
+    "collision": ["advantage=optimal_token_baseline"],
+    "clip_cov": ["clip=clip_cov", "clip.share=0.1", "clip.lo=-1", "clip.hi=1",
+                 "updates_per_batch=2"],
+    "kl_cov": ["clip=kl_cov", "clip.share=0.1", "updates_per_batch=2"],
+    "fipo": ["clip=fipo", "updates_per_batch=2"],
+    "bapo": ["clip=bapo", "updates_per_batch=2"],
+    "top_entropy": ["clip.masks=[truncated,{name: top_entropy, share: 0.3}]"],
+    "epochs": ["updates_per_batch=3", "kl=k3", "reference=old"],
+    "minibatches": ["updates_per_batch=4", "minibatches=2", "correction=truncate"],
+    "target_kl": ["updates_per_batch=6", "kl=k3", "kl.target_kl=1e-4"],
+    "dynamic": ["selection=dynamic", "selection.max_rounds=3"],
+    "replay": [*REPLAY, "steps=5"],
+    "subset": ["selection=max_variance", "selection.keep=2"],
+    "uneven": ["prompts_per_step=3", "hardware.tokens_per_microbatch=30"],
+    "one_group": ["prompts_per_step=1", "kl=k3"],
+    "hf": ["sampler=hf"],
+    "plain": ["hardware.engine=plain", "sampler.top_k=10", "sampler.match_support=true"],
+}  # fmt: skip
+"""What is computed from the whole batch, one way or another."""
+RESUMED = ["steps=4", *REPLAY, "kl=k3", "reference=ema", "reference.every=1"]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What the ranks of a case ended with, by rank."""
+
+    parameters: list[dict[str, Tensor]]
+    metrics: list[list[Any]]
+    samples: list[dict[str, Any]]
+
+
+def run_cases(ranks: int, cases: dict[str, dict[str, Any]], folder: Path) -> dict[str, Ended]:
+    """Runs cases in as many processes, as torchrun starts them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cases = {name: {"folder": str(folder / name), **case} for name, case in cases.items()}
+    (folder / "cases.json").write_text(json.dumps(cases))
+    paths = [str(SOURCES), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    script = [str(HERE / "ranked.py"), str(folder / "cases.json"), str(folder)]
+    done = subprocess.run(
+        [sys.executable, *(launcher if ranks > 1 else []), *script],
+        env=environment, capture_output=True, text=True, timeout=LIMIT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {name: ended(folder / name, Path(c["folder"]), ranks) for name, c in cases.items()}
+
+
+def ended(out: Path, folder: Path, ranks: int) -> Ended:
+    paths = [f"{out}.{rank}" for rank in range(ranks)]
+    samples = folder / "samples.jsonl"
+    return Ended(
+        [load_file(f"{p}.safetensors") for p in paths],
+        [json.loads(Path(f"{p}.json").read_text()) for p in paths],
+        [json.loads(s) for s in samples.read_text().splitlines()] if samples.exists() else [],
+    )
+
+
+def gap(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The distance of two sets of parameters, relative to their size."""
+    one, other = (torch.cat([p[n].flatten() for n in expected]) for p in (found, expected))
+    return float((one - other).norm() / other.norm())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def both(folder: Path) -> tuple[dict[str, Ended], dict[str, Ended]]:
+    """All cases on one rank, and on two."""
+    cases: dict[str, dict[str, Any]] = {k: {"overrides": v} for k, v in VARIANTS.items()}
+    cases["idle"] = {"overrides": ["clip=cispo", "hardware.tokens_per_microbatch=20"], "idle": True}
+    cases["whole"] = {"overrides": RESUMED}
+    cases["stopped"] = {"overrides": RESUMED, "stop": 2}
+    return run_cases(1, cases, folder / "one"), run_cases(2, cases, folder / "two")
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "idle"])
+def test_two_ranks_learn_what_one_learns(
+    both: tuple[dict[str, Ended], dict[str, Ended]], name: str
+) -> None:
+    one, two = both[0][name], both[1][name]
+    assert gap(two.parameters[0], one.parameters[0]) < 1e-12
+    assert gap(two.parameters[1], two.parameters[0]) == 0
+    assert two.samples == one.samples  # the very same completions
+    for (step, found), (same, expected) in zip(two.metrics[0], one.metrics[0], strict=True):
+        assert step == same
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert found[key] == pytest.approx(value, rel=1e-5, abs=1e-6, nan_ok=True), key
+
+
+def test_the_variants_move_the_weights_and_differ(
+    both: tuple[dict[str, Ended], dict[str, Ended]],
+) -> None:
+    reached = {name: both[0][name].parameters[0] for name in VARIANTS}
+    for (name, one), (other, parameters) in combinations(reached.items(), 2):
+        assert gap(parameters, one) > 1e-7, (name, other)
+
+
+def test_a_checkpoint_goes_on_at_another_world_size(
+    both: tuple[dict[str, Ended], dict[str, Ended]], folder: Path
+) -> None:
+    whole = both[0]["whole"]
+    for ranks, stopped, place in ((2, both[0], "one"), (1, both[1], "two")):
+        assert {m[-1][0] for m in stopped["stopped"].metrics} == {"interrupted"}
+        assert (folder / place / "stopped" / "checkpoint" / "state.json").exists()
+        case = {"overrides": RESUMED, "folder": str(folder / place / "stopped")}
+        last = run_cases(ranks, {"last": case}, folder / f"last{ranks}")["last"]
+        assert last.metrics[0][0][0] > 1  # it did not begin anew
+        assert gap(last.parameters[0], whole.parameters[0]) < 1e-12
+        assert last.samples == whole.samples
+
+
+# -- what is split ---------------------------------------------------------------------------------
+
+
+def some_ranks(size: int) -> list[Ranks]:
+    found = [Ranks() for _ in range(size)]
+    for rank, ranks in enumerate(found):
+        ranks.rank, ranks.size = rank, size
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [0, 1, 3, 7, 16])
+def test_parts_and_shares_are_the_whole(size: int, count: int) -> None:
+    things = list(range(count))
+    sizes = [(7 * place) % 11 for place in things]
+    parts = [things[ranks.part(count)] for ranks in some_ranks(size)]
+    shares = [ranks.share(sizes) for ranks in some_ranks(size)]
+    assert list(chain(*parts)) == things
+    assert sorted(chain(*shares)) == things
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    loads = [sum(sizes[place] for place in share) for share in shares]
+    assert max(loads) <= sum(sizes) / size + max(sizes, default=0) + count
+
+
+def test_one_long_group_is_weighed_against_many_short_ones() -> None:
+    assert [ranks.share([9, 3, 3, 3]) for ranks in some_ranks(2)] == [[0], [1, 2, 3]]
+
+
+def test_a_process_alone_gets_back_what_it_gives() -> None:
+    tensor = torch.tensor([1.0, math.nan])
+    ALONE.sum_([tensor])
+    assert tensor[0] == 1
+    assert ALONE.gather({"a": 1}) == [{"a": 1}]
+    assert ALONE.part(5) == slice(0, 5)
+    assert ALONE.share([3, 0, 4]) == [0, 1, 2]
+
+
+def test_buckets_hold_one_dtype_and_so_many_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grpolab.training.ranks.BUCKET", 10)
+    wide = torch.float64
+    tensors = [torch.zeros(n) for n in (4, 6, 1, 25, 3)] + [torch.zeros(2, dtype=wide)]
+    assert [[t.numel() for t in b] for b in buckets(tensors)] == [[4, 6], [1], [25], [3], [2]]
