@@ -137,7 +137,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"grpolab: {error}", file=sys.stderr)
         return BAD_CONFIG
     except KeyboardInterrupt:
-        print("grpolab: interrupted; the same command goes on from there.", file=sys.stderr)
+        from grpolab.training.launched import leads
+
+        if leads():
+            print("grpolab: interrupted; the same command goes on from there.", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         from grpolab.tracking.disk import is_disk_full

@@ -85,8 +85,9 @@ class Trainer:
                     metrics |= self._evaluate(self.step)
                 with self.clock("log"):
                     log(self.step, checked(metrics | self._totals()))
-                self.stop_asked = any(self.ranks.gather(self.stop_asked))
-                if self.stop_asked and self.step < self.run.steps:
+                # a signal that comes meanwhile is answered after the next step, by all ranks
+                stopping = any(self.ranks.gather(self.stop_asked))
+                if stopping and self.step < self.run.steps:
                     self._checkpoint()
                     raise Interrupted
                 if self._due(self.run.checkpoint.every) and self.step < self.run.steps:
