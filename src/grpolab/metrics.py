@@ -128,8 +128,12 @@ METRICS: tuple[Metric, ...] = (
     Metric("time/step", "seconds of the step", better="lower"),
     Metric("time/eval", "seconds of the evaluation", better="lower", every_step=False),
     Metric("time/wall", "seconds of the run so far", better="lower"),
-    Metric("speed/tokens_per_second", "tokens sampled per second of the step", better="higher"),
-    Metric("memory/peak_gib", "peak memory so far", better="lower"),
+    Metric(
+        "speed/tokens_per_second",
+        "tokens sampled per second of the step, by all ranks",
+        better="higher",
+    ),
+    Metric("memory/peak_gib", "peak memory so far, of the rank with most", better="lower"),
     Metric(
         "memory/microbatch_tokens",
         "tokens that a micro-batch may hold; running out of memory halves it",

@@ -76,6 +76,14 @@ def rank_pid(process: subprocess.Popen[str], rank: int) -> int:
     return int(found)
 
 
+def wait_for_end(folder: Path) -> None:
+    """Returns once STATUS says that the run no longer goes on."""
+    deadline = time.monotonic() + SOON
+    while launching.status(folder)["state"] == "running":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def close(one: Path, other: Path) -> float:
     """The distance of two exported models, relative to their size."""
     models = [load_file(f / "model" / "model.safetensors") for f in (one, other)]
@@ -117,7 +125,7 @@ def test_two_ranks_leave_one_run_behind(alone: Path, tmp_path: Path) -> None:
 
 
 def test_a_signal_to_one_rank_stops_all_and_one_process_goes_on(tmp_path: Path) -> None:
-    long = (*RUN, "tracking=jsonl", "steps=80", "eval.every=0")
+    long = (*RUN, "tracking=jsonl", "steps=40", "eval.every=0")
     process = subprocess.Popen(
         command("train", *long), cwd=tmp_path, env=launching.environment(),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -132,20 +140,26 @@ def test_a_signal_to_one_rank_stops_all_and_one_process_goes_on(tmp_path: Path) 
     assert (found["state"], found["lease"]) == ("pending", None), out + err
     assert "interrupted" in found["reason"]
     reached = json.loads((folder / "checkpoint" / "state.json").read_text())["step"]
-    assert 1 <= reached < 80
+    assert 1 <= reached < 40
     assert err.count("grpolab: interrupted") == 1
     launching.train(*long, cwd=tmp_path)
-    assert [step for step, _ in launching.metrics(folder)] == list(range(81))
+    assert [step for step, _ in launching.metrics(folder)] == list(range(41))
 
 
-def test_a_rank_that_is_killed_ends_the_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_is_gone_ends_the_others(tmp_path: Path, how: signal.Signals) -> None:
     process = subprocess.Popen(
         command("train", *RUN, "tracking=jsonl", "steps=2000", "checkpoint.every=1"), cwd=tmp_path,
-        env=launching.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=launching.environment(GRPOLAB_RANK_TIMEOUT="20"), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     study = tmp_path / "outputs" / "default"
     launching.wait_for_lines(process, study, 3)
-    os.kill(rank_pid(process, 1), signal.SIGKILL)
+    other = rank_pid(process, 1)
+    os.kill(other, how)
+    wait_for_end(launching.only_run(study))
+    if how == signal.SIGSTOP:  # torchrun would wait another 30 seconds for it
+        os.kill(other, signal.SIGKILL)
     out, err = process.communicate(timeout=SOON)
     found = launching.status(launching.only_run(study))
     assert (found["state"], found["lease"]) == ("pending", None), out + err

@@ -2,9 +2,9 @@
 
     torchrun --nproc-per-node 2 ranked.py cases.json folder
 
-cases.json: {name: {"overrides": [...], "stop": step at which a rank is asked to stop | null,
-"idle": true where the rollouts are made up, "folder": where it runs}}. A case whose folder
-holds a checkpoint goes on.
+cases.json: {name: {"raw": the resolved configuration, "folder": where it runs, "stop": step at
+which a rank is asked to stop | null, "idle": true where the rollouts are made up}}. A case whose
+folder holds a checkpoint goes on.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 
+from grpolab.config import bind_run
 from grpolab.policy.policy import Encoder
 from grpolab.rewards.base import RewardInputs, Scores
 from grpolab.tracking.folder import RunFolder
@@ -34,11 +35,6 @@ if TYPE_CHECKING:
 else:
     import policies as lab
 
-SMALL = (
-    "task.train_size=20", "task.held_out_size=3", "prompts_per_step=4", "steps=3",
-    "sampler.group_size=4", "sampler.max_new_tokens=8", "eval.samples=2", "eval.every=0",
-    "optimizer.lr=1e-3", "tracking.log_samples=99", "hardware.threads=1",
-)  # fmt: skip
 CLOCKED = ("time/", "speed/", "memory/")
 
 
@@ -68,7 +64,7 @@ def main(cases: dict[str, dict[str, Any]], folder: Path) -> None:
 
 def trained(case: dict[str, Any], ranks: Ranks) -> tuple[dict[str, torch.Tensor], list[Any]]:
     """The parameters and metrics of a whole run, or of one that was asked to stop."""
-    run = replace(lab.run_of(*SMALL, *case["overrides"]), reward=some)
+    run = replace(bind_run(case["raw"]), reward=some)
     folder = Path(case["folder"])
     folder.mkdir(exist_ok=True, parents=True)
     job = Trainer(run, Encoder(run.model), run.task.load(), RunFolder(folder), ranks)
@@ -92,7 +88,7 @@ def trained(case: dict[str, Any], ranks: Ranks) -> tuple[dict[str, torch.Tensor]
 def idle(case: dict[str, Any], ranks: Ranks) -> tuple[dict[str, torch.Tensor], list[Any]]:
     """Two updates on made-up rollouts of which one group alone has advantages, so that other ranks
     have nothing to learn from; one rank runs out of memory, and goes on."""
-    run = lab.run_of(*SMALL, *case["overrides"])
+    run = bind_run(case["raw"])
     updater = Updater(run, lab.policy_of(run), ranks=ranks)
     double(updater)
     if ranks.rank == 0:

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from itertools import chain, combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -19,10 +19,20 @@ from torch import Tensor
 
 from grpolab.training.ranks import ALONE, Ranks, buckets
 
+if TYPE_CHECKING:
+    from tests.policy import policies as lab
+else:
+    import policies as lab
+
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "src"
 LIMIT = 300.0  # seconds
 
+SMALL = (
+    "task.train_size=20", "task.held_out_size=3", "prompts_per_step=4", "steps=3",
+    "sampler.group_size=4", "sampler.max_new_tokens=8", "eval.samples=2", "eval.every=0",
+    "optimizer.lr=1e-3", "tracking.log_samples=99", "hardware.threads=1",
+)  # fmt: skip
 REPLAY = ["selection=replay", "updates_per_batch=2", "minibatches=2"]
 VARIANTS: dict[str, list[str]] = {
     "token_mean": [],
@@ -103,16 +113,25 @@ def gap(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("ranks")
+    found = tmp_path_factory.mktemp("ranks")
+    lab.random_model(found / "model", "Llama")
+    return found
+
+
+def raw(folder: Path, *overrides: str) -> dict[str, Any]:
+    """A small run's configuration."""
+    return lab.run_of(f"model.name={folder / 'model'}", *SMALL, *overrides).raw
 
 
 @pytest.fixture(scope="module")
 def both(folder: Path) -> tuple[dict[str, Ended], dict[str, Ended]]:
     """All cases on one rank, and on two."""
-    cases: dict[str, dict[str, Any]] = {k: {"overrides": v} for k, v in VARIANTS.items()}
-    cases["idle"] = {"overrides": ["clip=cispo", "hardware.tokens_per_microbatch=20"], "idle": True}
-    cases["whole"] = {"overrides": RESUMED}
-    cases["stopped"] = {"overrides": RESUMED, "stop": 2}
+    cases: dict[str, dict[str, Any]]
+    cases = {name: {"raw": raw(folder, *settings)} for name, settings in VARIANTS.items()}
+    little = raw(folder, "clip=cispo", "hardware.tokens_per_microbatch=20")
+    cases["idle"] = {"raw": little, "idle": True}
+    cases["whole"] = {"raw": raw(folder, *RESUMED)}
+    cases["stopped"] = {"raw": raw(folder, *RESUMED), "stop": 2}
     return run_cases(1, cases, folder / "one"), run_cases(2, cases, folder / "two")
 
 
@@ -146,7 +165,7 @@ def test_a_checkpoint_goes_on_at_another_world_size(
     for ranks, stopped, place in ((2, both[0], "one"), (1, both[1], "two")):
         assert {m[-1][0] for m in stopped["stopped"].metrics} == {"interrupted"}
         assert (folder / place / "stopped" / "checkpoint" / "state.json").exists()
-        case = {"overrides": RESUMED, "folder": str(folder / place / "stopped")}
+        case = {"raw": raw(folder, *RESUMED), "folder": str(folder / place / "stopped")}
         last = run_cases(ranks, {"last": case}, folder / f"last{ranks}")["last"]
         assert last.metrics[0][0][0] > 1  # it did not begin anew
         assert gap(last.parameters[0], whole.parameters[0]) < 1e-12

@@ -23,7 +23,7 @@ from grpolab.training import checkpoint
 from grpolab.training.clock import Clock
 from grpolab.training.collect import Collected, Collector, correctness
 from grpolab.training.evaluate import Evaluator
-from grpolab.training.failures import TrainingFailed
+from grpolab.training.failures import RankFailed, TrainingFailed
 from grpolab.training.metrics import (
     advantage_metrics,
     length_metrics,
@@ -244,7 +244,7 @@ class Trainer:
         """Drops what was logged at or after a step."""
         found = self.ranks.gather(step)
         if len(set(found)) > 1:
-            raise TrainingFailed(
+            raise RankFailed(
                 f"the ranks found checkpoints of different steps ({found}); output_dir must be one "
                 "folder for all of them"
             )
