@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from grpolab.training.ranks import ALONE, Ranks, buckets
+from grpolab.component import ConfigError
+from grpolab.training.ranks import ALONE, Ranks, backend, buckets
 
 if TYPE_CHECKING:
     from tests.policy import policies as lab
@@ -214,3 +215,30 @@ def test_buckets_hold_one_dtype_and_so_many_numbers(monkeypatch: pytest.MonkeyPa
     wide = torch.float64
     tensors = [torch.zeros(n) for n in (4, 6, 1, 25, 3)] + [torch.zeros(2, dtype=wide)]
     assert [[t.numel() for t in b] for b in buckets(tensors)] == [[4, 6], [1], [25], [3], [2]]
+
+
+# -- joining ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("local_ranks", "devices", "carrier", "own"),
+    [(2, 2, "cpu:gloo,cuda:nccl", 1), (2, 1, "gloo", 0), (4, 2, "gloo", 1)],
+)
+def test_each_rank_has_a_device_and_those_that_share_one_use_gloo(
+    monkeypatch: pytest.MonkeyPatch, local_ranks: int, devices: int, carrier: str, own: int
+) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local_ranks))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert backend("auto") == carrier
+    assert backend("cuda") == carrier
+    assert chosen == [own, own]
+    assert backend("cpu") == "gloo"
+
+
+def test_mps_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"hardware\.device: mps given"):
+        backend("mps")
