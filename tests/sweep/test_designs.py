@@ -398,7 +398,7 @@ def test_the_product_is_what_hydra_makes() -> None:
     words = [
         "clip=ppo,cispo", "seed=range(0,3)", "+tracking.baseline.clip=ppo", "steps=7",
         "task.template='a {a}',\"b, {a}\"", "kl=choice(none,k3)",
-        "optimizer.lr=1e-4,2e-4", "steps=5,6",
+        "steps=5,6",
     ]  # fmt: skip
     (batch,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(words), None)
     assert [list(job.overrides) for job in jobs_of(*words).jobs] == batch

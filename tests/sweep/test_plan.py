@@ -291,6 +291,7 @@ def test_jobs_that_do_not_even_compose_are_listed_too(planned: Any) -> None:
         (["clip=ppo,cispo", "design=zip", "kl=none,k1,k3"], "design: zip given with"),
         (["clip=ppo,cispo", "+tracking.baseline.clip=cisop"], "tracking.baseline.clip: 'cisop'"),
         (["hydra.launcher.wokers=2", "seed=0,1"], "hydra.launcher.wokers"),
+        (["hydra.launcher.gpus=[99]", "seed=0,1"], "hydra.launcher.gpus: 99 given"),
         (["stepps=2"], "stepps:"),
     ],
 )

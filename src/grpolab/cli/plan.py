@@ -125,6 +125,8 @@ def made(words: Sequence[str], effect: float, correlation: float) -> dict[str, A
     if refused:
         return planning.refusal(sweep, refused, text)
     launcher = own_launcher(sweep.launcher)
+    if launcher is not None:
+        launcher.check([job.raw for job in sweep.jobs])
     return planning.plan(
         sweep,
         jobs,
