@@ -356,7 +356,7 @@ def test_a_frozen_reference_costs_a_checkpoint_nothing(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         fit(trainer_of(run, tmp_path / "run"), kill_at=3)
     saved = {p.name for p in (tmp_path / "run" / "checkpoint").iterdir() if p.is_file()}
-    assert saved == {"weights.safetensors", "optimizer.safetensors", "state.json"}
+    assert saved == {"weights.safetensors", "optimizer.safetensors", "state.json", "sums.json"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
