@@ -207,6 +207,9 @@ OTHERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "GPUs that are not there": (
         ("train", "-m", "seed=0,1", "hydra.launcher.gpus=[7]"), ("hydra.launcher.gpus:", "7")
     ),
+    "a factor that changes no run": (
+        ("train", "-m", "study=a,b", "seed=0,1"), ("study:", "one value")
+    ),
     "retry of what": (("train", "retry=all"), ("retry:", "'all'", "failed")),
     "an error policy": (("train", "on_error=ignore"), ("on_error:", "'ignore'", "continue")),
     "resume of what": (("resume", "retry=all"), ("retry:", "'all'", "failed")),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from grpolab.component import ConfigError, nearest
-from grpolab.config import job_id
+from grpolab.config import UNHASHED, job_id
 from grpolab.sweep.compose import Job, Sweep
 from grpolab.sweep.factors import as_override, matching
 from grpolab.tracking.folder import write_atomically
@@ -43,6 +43,12 @@ def new_sweep_id() -> str:
 def members(sweep: Sweep, baseline: Mapping[str, Any] | None) -> list[Member]:
     """The jobs with their arms: what differs from the baseline, as sorted overrides."""
     factors = [f for f in sweep.factors if f != "seed"]
+    for key in factors:
+        if key.split(".")[0] in (*UNHASHED, "checkpoint"):
+            raise ConfigError(
+                f"{key}: several values given, but they change where or how a run is recorded and "
+                "not what it computes, so its arms would be one run; allowed: one value."
+            )
     values = [{f: job_value(job, f) for f in factors} for job in sweep.jobs]
     base = dict(values[0]) if values else {}
     for key, value in (baseline or {}).items():
