@@ -51,11 +51,11 @@ def train(*overrides: str, cwd: Path, **more: str) -> subprocess.CompletedProces
     return done
 
 
-def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+def start(*arguments: str, cwd: Path, start_new_session: bool = False) -> subprocess.Popen[str]:
     """Starts a command and does not wait for it."""
     return subprocess.Popen(
         words(*arguments), cwd=cwd, env=environment(), stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
+        stderr=subprocess.PIPE, text=True, start_new_session=start_new_session,
     )  # fmt: skip
 
 

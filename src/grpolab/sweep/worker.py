@@ -12,6 +12,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import sys
 import threading
 import time
@@ -19,7 +20,10 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from grpolab.tracking.folder import RunFolder
 
 LAST_WORDS = 60.0  # seconds a job has to end after its driver did
 
@@ -55,29 +59,16 @@ class Worker:
             os._exit(1)
 
     def _run(self, raw: dict[str, Any]) -> tuple[str, str | None]:
-        from grpolab.component import ConfigError
-        from grpolab.sweep.job import run_folder, run_job
-
         if self._threads is None:
             import torch
 
             self._threads = torch.get_num_threads()
-        folder = run_folder(raw)
-        with printing_to(folder.path / "log.txt"):
-            self._running = True
-            try:
-                state = run_job(raw)
-                return state, folder.status()["reason"]
-            except KeyboardInterrupt:
-                return "interrupted", None
-            except ConfigError as error:
-                return "failed", str(error)
-            except Exception as error:
-                traceback.print_exc()
-                return "failed", f"{type(error).__name__}: {error}"
-            finally:
-                self._running = False
-                self._tidy()
+        self._running = True
+        try:
+            return attend(raw)
+        finally:
+            self._running = False
+            self._tidy()
 
     def _tidy(self) -> None:
         """What a job leaves behind in this process and the next one would meet."""
@@ -86,6 +77,41 @@ class Worker:
         torch.set_num_threads(self._threads or torch.get_num_threads())
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def attend(raw: dict[str, Any]) -> tuple[str, str | None]:
+    """Runs a job to its end, whatever that is; what it prints goes to its log.txt.
+
+    Returns:
+        What `run_job` says, or failed or interrupted; and the reason.
+    """
+    from grpolab.component import ConfigError
+    from grpolab.sweep.job import run_folder, run_job
+
+    folder = run_folder(raw)
+    with printing_to(folder.path / "log.txt"):
+        try:
+            state = run_job(raw)
+            return state, folder.status()["reason"]
+        except KeyboardInterrupt:
+            leave(folder)
+            return "interrupted", None
+        except ConfigError as error:
+            return "failed", str(error)
+        except Exception as error:
+            traceback.print_exc()
+            return "failed", f"{type(error).__name__}: {error}"
+
+
+def leave(folder: RunFolder) -> None:
+    """A job that was interrupted before it began to train is no longer ours."""
+    status = folder.status()
+    lease = status["lease"] or {}
+    if status["state"] == "running" and (lease["host"], lease["pid"]) == (
+        socket.gethostname(),
+        os.getpid(),
+    ):
+        folder.set_status("pending", "interrupted")
 
 
 @contextmanager
@@ -108,6 +134,8 @@ def printing_to(path: Path) -> Iterator[None]:
 
 def main() -> None:
     """Serves a driver."""
+    # A parent of another make (a Ray actor) may have left them blocked, and a mask is inherited
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     Worker().loop()
 
 

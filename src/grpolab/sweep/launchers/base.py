@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from grpolab.component import ConfigError
 
 DIED = "died"
 """The state of a job whose process ended without saying how it went."""
@@ -60,3 +63,17 @@ class Launcher(ABC):
     @abstractmethod
     def pool(self, raws: Sequence[Mapping[str, Any]], scratch: Path) -> Pool:
         """Places for these resolved configurations; `scratch` is a folder for its own files."""
+
+
+def require(package: str, launcher: str) -> None:
+    """Refuses a launcher whose package is not installed; does not import it.
+
+    Args:
+        package: what is imported.
+        launcher: its name, which is that of the extra, too.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"hydra/launcher: {launcher} given, which needs the package {package}; allowed once it "
+            f"is installed: pip install 'grpolab[{launcher}]'."
+        )

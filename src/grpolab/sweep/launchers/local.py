@@ -126,16 +126,16 @@ class LocalPool:
         self.size, self.fresh, self.scratch = len(places), fresh, scratch
         self._events: queue.Queue[Ended] = queue.Queue()
         self._free = list(places)
-        self._idle: list[_Worker] = []
-        self._running: dict[str, _Worker] = {}
+        self._idle: list[WorkerProcess] = []
+        self._running: dict[str, WorkerProcess] = {}
 
     def submit(self, key: str, raw: Mapping[str, Any]) -> None:
         worker = self._idle.pop() if self._idle else self._start()
         self._running[key] = worker
         worker.run(key, raw)
 
-    def _start(self) -> _Worker:
-        return _Worker(self._free.pop(), self.scratch, self._events)
+    def _start(self) -> WorkerProcess:
+        return WorkerProcess(self._free.pop(), self.scratch, self._events)
 
     def wait(self, seconds: float) -> list[Ended]:
         found: list[Ended] = []
@@ -162,7 +162,7 @@ class LocalPool:
             worker.close(kill=kill)
 
 
-class _Worker:
+class WorkerProcess:
     """One process. Not in our process group, so that a Ctrl-C reaches it only through us."""
 
     def __init__(self, gpu: int | None, scratch: Path, events: queue.Queue[Ended]) -> None:

@@ -1,0 +1,87 @@
+"""A job sent to a batch system: what runs there, and the slips of paper between it and its driver.
+
+The two meet in a folder of the sweep, never through a pickle that comes back: the job leaves an
+answer, the driver a wish that it stop. Both are named after the errand, which is one submission of
+one job.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from grpolab.tracking.folder import write_atomically
+
+ANSWER, STOP = ".answer.json", ".stop"
+NOTICE = signal.SIGUSR2
+"""What Slurm sends some time before a job's time is up, or when it is preempted."""
+
+
+@dataclass(frozen=True)
+class Errand:
+    """One submission of one job. Called on the node, it runs the job in this process."""
+
+    key: str
+    raw: Mapping[str, Any]
+    folder: str
+    """Where answer and wish lie; absolute."""
+    token: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return f"{self.key}.{self.token}"
+
+    def __call__(self) -> None:
+        """Runs the job; what becomes of it is in the answer."""
+        from grpolab.sweep.worker import attend
+
+        mask = {signal.SIGINT, signal.SIGTERM, NOTICE}
+        try:
+            signal.signal(NOTICE, pass_on)
+            signal.signal(signal.SIGTERM, end)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, mask - {signal.SIGINT})
+            if self.stop_asked():
+                raise KeyboardInterrupt  # the wish came before anyone listened to signals
+            state, reason = attend(dict(self.raw))
+        except KeyboardInterrupt:
+            state, reason = "interrupted", None
+        signal.pthread_sigmask(signal.SIG_BLOCK, mask)
+        self.answer(state, reason)
+
+    def answer(self, state: str, reason: str | None) -> None:
+        """Leaves word for the driver."""
+        text = json.dumps({"state": state, "reason": reason})
+        write_atomically(Path(self.folder) / f"{self.name}{ANSWER}", text)
+
+    def read_answer(self) -> tuple[str, str | None] | None:
+        """(state, reason), once the job has ended by itself."""
+        try:
+            found = json.loads((Path(self.folder) / f"{self.name}{ANSWER}").read_text())
+        except FileNotFoundError:
+            return None
+        return found["state"], found["reason"]
+
+    def stop_asked(self) -> bool:
+        """Whether the driver wishes that it stop."""
+        return (Path(self.folder) / f"{self.name}{STOP}").exists()
+
+    def ask_to_stop(self) -> None:
+        """For a job whose process is not listening to signals yet."""
+        (Path(self.folder) / f"{self.name}{STOP}").touch()
+
+
+def pass_on(number: int, frame: Any) -> None:
+    """The trainer knows SIGTERM: it finishes its step and checkpoints."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def end(number: int, frame: Any) -> None:
+    """SIGTERM while there is no trainer: there is nothing to finish."""
+    raise KeyboardInterrupt
