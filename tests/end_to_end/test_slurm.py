@@ -68,7 +68,7 @@ def queue(*options: str) -> dict[str, str]:
 
 def two_runs(out: Path, *overrides: str) -> list[str]:
     """`grpolab train -m …` of two runs that write a checkpoint only when they are asked to end."""
-    words = ["train", "-m", *launching.SMALL, "clip=ppo,none", "updates_per_batch=2", "steps=8"]
+    words = ["train", "-m", *launching.SMALL, "clip=ppo,none", "eval.every=0", "steps=30"]
     return [*words, "study=swept", f"output_dir={out}", *overrides]
 
 

@@ -332,3 +332,19 @@ def test_an_errand_that_is_stopped_before_it_trains(
     done = subprocess.run([sys.executable, "-c", script, given], check=False)
     assert done.returncode == 0
     assert errand.read_answer() == ("interrupted", None)
+
+
+def test_a_signal_after_the_end_is_too_late(raws: dict[str, Any], tmp_path: Path) -> None:
+    errand = Errand("a", raws["a"], str(tmp_path))
+    script = (
+        "import json, os, signal, sys, threading, time\n"
+        "from grpolab.sweep import errand, worker\n"
+        "worker.attend = lambda raw: ('done', None)\n"
+        "threading.Thread(target=time.sleep, args=(30,), daemon=True).start()\n"
+        "errand.Errand(**json.loads(sys.argv[1]))()\n"
+        "os.kill(os.getpid(), signal.SIGUSR2)\n"
+    )
+    given = json.dumps(dataclasses.asdict(errand))
+    done = subprocess.run([sys.executable, "-c", script, given], check=False)
+    assert done.returncode == 0
+    assert errand.read_answer() == ("done", None)

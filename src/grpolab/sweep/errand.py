@@ -42,17 +42,17 @@ class Errand:
         """Runs the job; what becomes of it is in the answer."""
         from grpolab.sweep.worker import attend
 
-        mask = {signal.SIGINT, signal.SIGTERM, NOTICE}
         try:
             signal.signal(NOTICE, pass_on)
             signal.signal(signal.SIGTERM, end)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, mask - {signal.SIGINT})
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, NOTICE})
             if self.stop_asked():
                 raise KeyboardInterrupt  # the wish came before anyone listened to signals
             state, reason = attend(dict(self.raw))
+            be_deaf()
         except KeyboardInterrupt:
+            be_deaf()
             state, reason = "interrupted", None
-        signal.pthread_sigmask(signal.SIG_BLOCK, mask)
         self.answer(state, reason)
 
     def answer(self, state: str, reason: str | None) -> None:
@@ -85,3 +85,10 @@ def pass_on(number: int, frame: Any) -> None:
 def end(number: int, frame: Any) -> None:
     """SIGTERM while there is no trainer: there is nothing to finish."""
     raise KeyboardInterrupt
+
+
+def be_deaf() -> None:
+    """From the job's end on a signal is too late. A mask would not do: it is the main thread's
+    alone, and Python gives its handlers up before the process is gone."""
+    for number in (NOTICE, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
