@@ -31,7 +31,8 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 PARAM_LIMIT = 6000  # characters; MLflow truncates beyond
 METRICS_PER_CALL = 1000
 PARAMS_PER_CALL = 100
-SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+SCHEMES = (*DATABASES, "http", "https", "databricks")
 
 
 def default_uri(output_dir: str | Path) -> str:
@@ -83,7 +84,8 @@ def connect(uri: str, output_dir: str | Path, study: str) -> tuple[Any, str]:
         found = client.get_experiment_by_name(study)
         if found is not None:
             return client, str(found.experiment_id)
-        local = uri.startswith("sqlite")
+        # without a server MLflow would put them into the folder that the command was given in
+        local = urlparse(uri).scheme.split("+")[0] in DATABASES
         artifacts = (folder / "mlartifacts" / study).as_uri() if local else None
         return client, str(client.create_experiment(study, artifact_location=artifacts))
 
