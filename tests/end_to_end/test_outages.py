@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import socket
 import sqlite3
 import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,53 +12,15 @@ import pandas as pd
 import pytest
 
 if TYPE_CHECKING:
-    from tests.end_to_end import launching
+    from tests.end_to_end import launching, serving
 else:
     import launching
+    import serving
 
 STEPS = 25
 FAST = ("tracking.flush_seconds=0.3", "eval.every=0", f"steps={STEPS}")
 LOCKED_SECONDS = 30.0
 BY = ["job_id", "metric", "step"]
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-@contextmanager
-def server(folder: Path, port: int) -> Iterator[str]:
-    """A real MLflow server over sqlite, killed at the end of the block; its address."""
-    uri = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-            "--backend-store-uri", f"sqlite:///{folder / 'server.db'}", "--workers", "1",
-            "--artifacts-destination", str(folder / "artifacts"),
-        ],
-        env=launching.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True, cwd=folder,
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + launching.LIMIT
-        while not answers(uri):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        yield uri
-    finally:
-        subprocess.run(["pkill", "-9", "-s", str(process.pid)], check=False)
-        process.wait()
-
-
-def answers(uri: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{uri}/health", timeout=5) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def assert_store_has_everything(out: Path, uri: str) -> None:
@@ -122,19 +78,19 @@ def test_a_locked_store_holds_nobody_up(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("comes_back", [True, False])
 def test_a_server_that_stops(comes_back: bool, tmp_path: Path) -> None:
-    out, port = tmp_path / "out", free_port()
-    with server(tmp_path, port) as uri:
+    out, port = tmp_path / "out", serving.free_port()
+    with serving.mlflow_server(tmp_path, port) as uri:
         process = start(out, f"tracking.uri={uri}")
         launching.wait_for_lines(process, out / "default", 5)
         folder = launching.only_run(out / "default")
         while not (folder / "mlflow.json").exists():  # it has met the store
             assert process.poll() is None
             time.sleep(0.02)
-    assert not answers(uri)
+    assert not serving.answers(uri)
     after = min(STEPS, launching.lines(out / "default") + 5)
     launching.wait_for_lines(process, out / "default", after)  # it trains on without it
     if comes_back:
-        with server(tmp_path, port):
+        with serving.mlflow_server(tmp_path, port):
             finish(process, out, uri)
             assert_store_has_everything(out, uri)
     else:
@@ -143,7 +99,7 @@ def test_a_server_that_stops(comes_back: bool, tmp_path: Path) -> None:
         refused = launching.grpolab("sync", f"output_dir={out}", cwd=tmp_path)
         assert refused.returncode == 1
         assert "0 of 1 runs up to date" in refused.stdout
-        with server(tmp_path, port):
+        with serving.mlflow_server(tmp_path, port):
             done = launching.grpolab("sync", f"output_dir={out}", cwd=tmp_path)
             assert done.returncode == 0, done.stderr
             assert_store_has_everything(out, uri)
@@ -156,6 +112,6 @@ def finish(process: subprocess.Popen[str], out: Path, uri: str) -> None:
     """The run ends well; where it could not send all in time, and the store is there, sync does."""
     _, errors = process.communicate(timeout=launching.LIMIT)
     assert process.returncode == 0, errors
-    if "grpolab sync sends it" in errors and answers(uri):
+    if "grpolab sync sends it" in errors and serving.answers(uri):
         done = launching.grpolab("sync", f"output_dir={out}", cwd=out)
         assert done.returncode == 0, done.stderr
