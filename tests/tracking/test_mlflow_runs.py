@@ -368,7 +368,7 @@ def test_a_run_goes_on_without_its_store(
     assert [step for step, _ in folder.metrics()] == [0, 1, 2]
     assert (folder.path / "model" / "model.safetensors").exists()
     note = folder.read_json("tracking.json")
-    assert "nobody listens" in note["error"]
+    assert note["error"]  # that nobody listens, or no answer in time
     assert note["unsent"] is True
 
 

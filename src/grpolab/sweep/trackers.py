@@ -94,6 +94,7 @@ class Trackers:
             client, _ = connect(uri, self.run.output_dir, self.run.study)
             drop(client, known["run_id"])
             (self.folder.path / "mlflow.json").unlink()
+        self.resumes = True  # what is made from here on is this start's, also where a try fails
         return open_run(uri, self.run.output_dir, self.folder, self.raw, self.identity)
 
 
@@ -115,8 +116,10 @@ def open_run(
         run_id = str(known["run_id"])
         moved = {"mlflow.parentRunId": parent} if parent else {}
         if tracking.reopen(client, run_id, _tags(identity) | moved):
-            if not client.get_run(run_id).data.params:  # it was made, and then the store went away
-                tracking.describe(client, run_id, _params(raw, identity), source)
+            params = _params(raw, identity)
+            if len(client.get_run(run_id).data.params) < len(params):
+                # it was made, and then the store went away
+                tracking.describe(client, run_id, params, source)
             return tracking.MlflowRun(client, run_id)
     run_id = tracking.start_run(
         client,
