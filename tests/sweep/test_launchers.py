@@ -103,6 +103,14 @@ def test_ray_places(
     assert launcher._places(nodes, raws) == places
 
 
+def test_a_check_starts_no_cluster() -> None:
+    ray = pytest.importorskip("ray")
+    Ray(workers=2).check(hardware(threads=1))
+    assert not ray.is_initialized()
+    with pytest.raises(ConfigError, match=r"cpus_per_job: 999 asked for"):
+        Ray(cpus_per_job=999).check(hardware())
+
+
 # -- Slurm -----------------------------------------------------------------------------------------
 
 

@@ -37,6 +37,7 @@ TOKENS = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 """Where Ray finds out who is let in; left alone where the user has set one of them."""
 LOOPBACK = "127.0.0.1", "localhost"
 KNOCK_SECONDS = 5.0  # at an address, before it is said to be that of no cluster
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
 KILL_SECONDS = 5.0  # that actors have to kill their workers
 
 
@@ -69,7 +70,10 @@ class Ray(Launcher):
         require("ray", "ray")
 
     def check(self, raws: Sequence[Mapping[str, Any]]) -> None:
-        self._connect(raws)  # sets what Ray reads while it is imported
+        if self.address is None:  # a plan asks, too, and needs no cluster
+            self._check_room([self._this_machine(raws)], raws)
+            return
+        self._connect(self.address)
         import ray
 
         try:
@@ -93,29 +97,43 @@ class Ray(Launcher):
         )
 
     def pool(self, raws: Sequence[Mapping[str, Any]], scratch: Path) -> Pool:
+        if self.address is None:
+            self._start(raws)
         nodes = resources()
         size = min(self.workers or self._places(nodes, raws), len(raws))
         return RayPool(size, self._needs(nodes, raws), scratch)
 
-    def _connect(self, raws: Sequence[Mapping[str, Any]]) -> None:
-        self._set_environment()
-        common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-        if self.address is None:
-            import ray
+    def _this_machine(self, raws: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """What a local cluster has to give: {"CPU", "GPU"}; more CPUs than there are, if so many
+        workers are asked for."""
+        import torch
 
-            asked = (self.workers or 0) * (self.cpus_per_job or most_threads(raws) or 1)
-            ray.init("local", num_cpus=max(cores(), asked), include_dashboard=False, **common)
-            return
-        host, _, port = self.address.rpartition(":")
+        asked = (self.workers or 0) * (self.cpus_per_job or most_threads(raws) or 1)
+        return {"CPU": float(max(cores(), asked)), "GPU": float(torch.cuda.device_count())}
+
+    def _start(self, raws: Sequence[Mapping[str, Any]]) -> None:
+        """A cluster of this machine alone."""
+        self._set_environment()
+        import ray
+
+        has = self._this_machine(raws)
+        ray.init(
+            "local", num_cpus=int(has["CPU"]), num_gpus=int(has["GPU"]), include_dashboard=False,
+            **QUIET,
+        )  # fmt: skip
+
+    def _connect(self, address: str) -> None:
+        self._set_environment()
+        host, _, port = address.rpartition(":")
         try:
             if port.isdigit():  # Ray would knock for minutes, and talk meanwhile
                 socket.create_connection((host, int(port)), KNOCK_SECONDS).close()
             import ray
 
-            ray.init(self.address, **common)
+            ray.init(address, **QUIET)
         except Exception as error:  # of many kinds: no cluster, another version, no token
             raise ConfigError(
-                f"hydra.launcher.address: no Ray cluster at {self.address!r} that lets us in "
+                f"hydra.launcher.address: no Ray cluster at {address!r} that lets us in "
                 f"({first_line(error)}); allowed: auto or host:port of a cluster that this machine "
                 "belongs to (ray start --address=host:port), or null."
             ) from error
