@@ -99,9 +99,9 @@ def test_a_baseline_that_is_not_swept_is_refused() -> None:
 
 
 def test_arms_are_written_without_hydra_s_backslashes() -> None:
-    found = members(jobs_of("task.template='a b','c: {a}'", "study=x\\:y,z"), None)
-    assert found[1].factors["study"] == "z"
-    assert found[0].factors["study"] == "x:y"
+    found = members(jobs_of("task.template='a b','c: {a}'", "+note=x\\:y,z"), None)
+    assert found[1].factors["note"] == "z"
+    assert found[0].factors["note"] == "x:y"
 
 
 def test_a_manifest_comes_back(tmp_path: Path) -> None:

@@ -246,11 +246,13 @@ def test_arms_that_are_one_configuration(planned: Any) -> None:
     assert [(j["arm"], j["seed"]) for j in found["jobs"]] == [
         ("baseline", 0), ("baseline", 1), ("optimizer.lr=0.002", 0), ("optimizer.lr=0.002", 1),
     ]  # fmt: skip
-    _, found = planned("checkpoint.every=1,2", "kl=none,k3")
+    template = "{a} and {b} make "
+    _, found = planned(f"task.template='{template}',\"{template}\"", "kl=none,k3")
     assert len(found["jobs"]) == 4
     assert found["cost"]["jobs"] == 2
-    assert [n.partition(":")[0] for n in found["notes"]] == [
-        "baseline and checkpoint.every=2", "kl=k3 and checkpoint.every=2,kl=k3",
+    arm = f'task.template="{template}"'
+    assert [n.partition(": the same")[0] for n in found["notes"]] == [
+        f"baseline and {arm}", f"kl=k3 and kl=k3,{arm}",
     ]  # fmt: skip
 
 
