@@ -14,6 +14,10 @@ ANALYZE_KEYS = {
     "uri": "read from this MLflow store instead of the run folders",
     "out": "folder for the results (<output_dir>/analysis/<sweep>)",
     "metric": "what the comparison is about (eval/accuracy)",
+    "equivalence": "a difference that matters; surely smaller ones are equivalent (null)",
+    "correction": "for many arms: holm (the default), bonferroni, bh, none",
+    "alpha": "chance of any wrong better or worse (.05)",
+    "test": "auto (paired t, without shared seeds Welch), paired_t, sign_flip, welch, permutation",
 }
 
 
@@ -24,7 +28,7 @@ def analyze(arguments: Sequence[str]) -> int:
 
     if any(a in ("-h", "--help") for a in arguments):
         print("usage: grpolab analyze [key=value …]\n")
-        print("\n".join(f"  {k:<12}{v}" for k, v in ANALYZE_KEYS.items()))
+        print("\n".join(f"  {k:<13}{v}" for k, v in ANALYZE_KEYS.items()))
         return 0
     given = key_values(arguments, ANALYZE_KEYS)
     if "sweep" not in given and "study" not in given:

@@ -17,8 +17,9 @@ from grpolab.results.summary import (
     check_metric,
     check_one_study,
     run_values,
-    verdicts,
 )
+from grpolab.results.verdicts import Rules, in_words, verdicts
+from grpolab.tracking.folder import write_atomically
 
 CURVE_METRICS = ("reward/mean", "eval/accuracy", "eval/pass@1")
 _SCRIPT_DEFAULTS = {
@@ -53,21 +54,28 @@ def analyze(
     uri: str | None = None,
     out: str | Path | None = None,
     metric: str = "eval/accuracy",
+    equivalence: float | str | None = None,
+    correction: str = "holm",
+    alpha: float | str = 0.05,
+    test: str = "auto",
 ) -> AnalyzeOutput:
     """Load the runs (see `load`) and write their analysis under `out`.
 
-    Default `out`: `<output_dir>/analysis/<sweep or study>`. Nothing is written if the results or
-    the metric do not exist (ResultsError).
+    Default `out`: `<output_dir>/analysis/<sweep or study>`. `equivalence`, `correction`, `alpha`
+    and `test` are the verdicts' (numbers may be text). Nothing is written if the results or the
+    metric do not exist or one of these is not allowed (ResultsError).
     """
+    rules = Rules.of(alpha, correction, test, equivalence)
     results = load(output_dir=output_dir, sweep=sweep, study=study, uri=uri)
     check_one_study(results)
     check_metric(results, metric)
     folder = Path(out) if out is not None else default_out(output_dir, results, sweep, study)
-    judged, arms = verdicts(results, metric), arm_table(results, metric)
+    judged = verdicts(results, metric, rules.equivalence, rules.alpha, correction, test)
+    arms = arm_table(results, metric)
     runs = run_values(results, metric)
     folder.mkdir(parents=True, exist_ok=True)
-    judged.to_csv(folder / "verdicts.csv", index=False)
-    runs.to_csv(folder / "runs.csv", index=False)
+    write_atomically(folder / "verdicts.csv", judged.to_csv(index=False))
+    write_atomically(folder / "runs.csv", runs.to_csv(index=False))
     return AnalyzeOutput(
         out=folder,
         verdicts_csv=folder / "verdicts.csv",
@@ -145,17 +153,11 @@ def arms_markdown(arms: pd.DataFrame) -> str:
 
 
 def summary(output: AnalyzeOutput) -> str:
-    """A few lines for the terminal: runs, each arm's difference and verdict, where it went."""
+    """A few lines for the terminal: runs, each arm's verdict in words, where it went."""
     states = output.runs["status"].value_counts().sort_index()
     counted = ", ".join(f"{count} {state}" for state, count in states.items())
     lines = [f"{len(output.runs)} runs ({counted})"]
-    width = max((len(str(arm)) for arm in output.verdicts["arm"]), default=0)
-    for row in output.verdicts.itertuples(index=False):
-        lines.append(
-            f"  {row.arm!s:<{width}}  {_number(row.mean)} against {_number(row.baseline_mean)}, "
-            f"difference {_number(row.delta, signed=True)} {_span(row.low, row.high)}, "
-            f"n={row.n}, p={_number(row.p_corrected)}: {row.verdict}"
-        )
+    lines += [f"  {line}" for line in in_words(output.verdicts)]
     if output.verdicts.empty:
         lines.append("  no verdicts: no arm to compare with a baseline")
     return "\n".join([*lines, f"written to {output.out}"])

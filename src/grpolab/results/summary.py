@@ -1,4 +1,4 @@
-"""One value a run, one verdict an arm: the definitions fixed before any result was seen.
+"""One value a run, one row an arm: the definitions fixed before any result was seen.
 
 The final value of a metric is the mean of the last 10 % of its evaluations (rounded up, at least
 one). Only finished runs have one: a failed or unfinished run stays a row without it.
@@ -13,12 +13,7 @@ import pandas as pd
 
 from grpolab.results import statistics
 from grpolab.results.frames import Results, refuse
-from grpolab.results.metrics import describe
 
-VERDICT_COLUMNS = (
-    "study", "metric", "arm", "baseline", "n", "mean", "baseline_mean", "delta", "low", "high",
-    "interval", "test", "p", "p_corrected", "correction", "verdict",
-)  # fmt: skip
 ARM_COLUMNS = (
     "study", "metric", "arm", "baseline", "runs", "done", "n", "start", "final", "low", "high",
     "rise",
@@ -84,8 +79,8 @@ def arm_table(results: Results, metric: str) -> pd.DataFrame:
     high) and rise (final - start) are means over those n runs.
     """
     rows = []
-    for study, arm, baseline, group in _arms(run_values(results, metric)):
-        used = _usable(group)
+    for study, arm, baseline, group in arms_of(run_values(results, metric)):
+        used = usable(group)
         final = statistics.mean_interval(used["final"].to_numpy(dtype=float), LEVEL)
         start = statistics.mean_interval(used["start"].to_numpy(dtype=float), LEVEL)
         rows.append(
@@ -107,79 +102,7 @@ def arm_table(results: Results, metric: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(ARM_COLUMNS))
 
 
-def verdicts(results: Results, metric: str, alpha: float = 0.05) -> pd.DataFrame:
-    """Each arm's final value against its study's baseline: columns VERDICT_COLUMNS.
-
-    Runs are paired by seed where at least two seeds are shared, else compared by Welch's test.
-    Holm corrects over all arms of a study. `better` or `worse` needs a corrected p below `alpha`;
-    everything else is `undecided` (`equivalent` needs an equivalence test, not made here).
-    `baseline` names the baseline arm; a study without baseline runs has no verdicts.
-    """
-    values = run_values(results, metric)
-    tables = [_study_verdicts(group, metric, alpha) for _, group in values.groupby("study")]
-    filled = [table for table in tables if len(table)]
-    if not filled:
-        return pd.DataFrame(columns=list(VERDICT_COLUMNS))
-    return pd.concat(filled, ignore_index=True)
-
-
-def _study_verdicts(values: pd.DataFrame, metric: str, alpha: float) -> pd.DataFrame:
-    arms = list(_arms(values))
-    base = [(arm, group) for _, arm, baseline, group in arms if baseline]
-    if not base:
-        return pd.DataFrame(columns=list(VERDICT_COLUMNS))
-    name, baseline_runs = base[0]
-    rows = [
-        {"study": study, "metric": metric, "arm": arm, "baseline": name}
-        | _compare(group, baseline_runs)
-        for study, arm, baseline, group in arms
-        if not baseline
-    ]
-    table = pd.DataFrame(rows, columns=list(VERDICT_COLUMNS))
-    table["p_corrected"] = statistics.holm(table["p"].to_numpy(dtype=float))
-    table["correction"] = "holm"
-    sign = 1.0 if describe(metric).higher_is_better else -1.0
-    table["verdict"] = [
-        _verdict(sign * delta, p, alpha)
-        for delta, p in zip(table["delta"], table["p_corrected"], strict=True)
-    ]
-    return table
-
-
-def _verdict(gain: float, p: float, alpha: float) -> str:
-    if not p < alpha:  # NaN included
-        return "undecided"
-    return "better" if gain > 0 else "worse"
-
-
-def _compare(arm: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, object]:
-    """Mean, baseline mean, difference, interval and p of two arms' final values."""
-    x, y = _by_seed(arm), _by_seed(baseline)
-    shared = x.index.intersection(y.index)
-    # one shared seed still gives a paired difference where Welch has too few runs to do better
-    if len(shared) >= 2 or (len(shared) == 1 and min(len(x), len(y)) < 2):
-        x, y = x.loc[shared], y.loc[shared]
-        found = statistics.paired(x.to_numpy(dtype=float), y.to_numpy(dtype=float), LEVEL)
-    else:
-        found = statistics.welch(x.to_numpy(dtype=float), y.to_numpy(dtype=float), LEVEL)
-    return {
-        "n": found.n,
-        "mean": x.mean(),
-        "baseline_mean": y.mean(),
-        "delta": found.delta,
-        "low": found.low,
-        "high": found.high,
-        "interval": "student-t 95%",
-        "test": found.test,
-        "p": found.p,
-    }
-
-
-def _by_seed(group: pd.DataFrame) -> pd.Series[float]:
-    return _usable(group).set_index("seed")["final"].sort_index()
-
-
-def _usable(group: pd.DataFrame) -> pd.DataFrame:
+def usable(group: pd.DataFrame) -> pd.DataFrame:
     """Runs with a finite final value. Two of one seed would count one replicate twice: refused."""
     used: pd.DataFrame = group[np.isfinite(group["final"].to_numpy(dtype=float))]
     twice = used[used["seed"].duplicated()]
@@ -191,7 +114,7 @@ def _usable(group: pd.DataFrame) -> pd.DataFrame:
     return used
 
 
-def _arms(values: pd.DataFrame) -> Iterator[tuple[str, str, bool, pd.DataFrame]]:
+def arms_of(values: pd.DataFrame) -> Iterator[tuple[str, str, bool, pd.DataFrame]]:
     """(study, arm, is baseline, its runs): studies in order, the baseline first, arms sorted."""
     for study, runs in values.groupby("study"):
         # False sorts before True, so grouping by "not the baseline" puts the baseline first
