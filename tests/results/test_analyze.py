@@ -6,9 +6,11 @@ import csv
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from grpolab.results import figures
 from grpolab.results.analyze import analyze, script_input, summary
 from grpolab.results.load import ResultsError
 
@@ -16,10 +18,10 @@ SCRIPTS = Path(__file__).parents[2] / "analysis"
 
 
 def test_everything_is_written_where_it_says(output_dir: Path, tmp_path: Path) -> None:
-    output = analyze(output_dir=output_dir, sweep="first", out=tmp_path / "out")
+    output = analyze(output_dir=output_dir, sweep="first", out=tmp_path / "out", figures="usual")
     written = {str(path.relative_to(output.out)) for path in output.out.rglob("*.*")}
     kinds = ("png", "pdf", "svg", "caption.txt")
-    drawn = {f"figures/{n}.{k}" for n in ("learning_curves", "final_comparison") for k in kinds}
+    drawn = {f"figures/{n}.{k}" for n in figures.USUAL for k in kinds}
     assert written == {"verdicts.csv", "runs.csv", "tables/arms.csv", "tables/arms.md"} | drawn
     assert {*output.tables, *output.figures, output.verdicts_csv, output.runs_csv} == {
         output.out / name for name in written
@@ -34,23 +36,26 @@ def test_everything_is_written_where_it_says(output_dir: Path, tmp_path: Path) -
 def test_both_sources_write_the_same_files(
     output_dir: Path, mlflow_uri: str, tmp_path: Path
 ) -> None:
-    files = analyze(output_dir=output_dir, sweep="first", out=tmp_path / "files")
-    store = analyze(uri=mlflow_uri, sweep="first", out=tmp_path / "store")
+    files = analyze(output_dir=output_dir, sweep="first", out=tmp_path / "files", figures="usual")
+    store = analyze(uri=mlflow_uri, sweep="first", out=tmp_path / "store", figures="usual")
     for path in sorted(files.out.rglob("*.*")):
         same = store.out / path.relative_to(files.out)
         assert path.read_bytes() == same.read_bytes(), path.name
 
 
 def test_default_folder_is_named_after_the_sweep(output_dir: Path) -> None:
-    output = analyze(output_dir=output_dir, sweep="latest")
+    one: dict[str, Any] = {"output_dir": output_dir, "figures": "final_comparison"}
+    output = analyze(**one, sweep="latest")
     assert output.out == output_dir / "analysis" / "second"
-    assert analyze(output_dir=output_dir, study="kl").out == output_dir / "analysis" / "kl"
+    assert analyze(**one, study="kl").out == output_dir / "analysis" / "kl"
     # the analysis of one call is no study to the next
-    assert analyze(output_dir=output_dir, sweep="latest").out == output.out
+    assert analyze(**one, sweep="latest").out == output.out
 
 
 def test_summary_and_table_for_reading(output_dir: Path, tmp_path: Path) -> None:
-    output = analyze(output_dir=output_dir, sweep="latest", out=tmp_path)
+    output = analyze(
+        output_dir=output_dir, sweep="latest", out=tmp_path, figures="final_comparison"
+    )
     text = summary(output)
     assert text.startswith("4 runs (3 done, 1 missing)\n")
     assert "clip=gspo" in text

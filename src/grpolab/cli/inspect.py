@@ -18,6 +18,8 @@ ANALYZE_KEYS = {
     "correction": "for many arms: holm (the default), bonferroni, bh, none",
     "alpha": "chance of any wrong better or worse (.05)",
     "test": "auto (paired t, without shared seeds Welch), paired_t, sign_flip, welch, permutation",
+    "figures": "figures=[forest,…] or usual; all that can be drawn",
+    "dark": "true: each figure for dark pages too (false)",
 }
 
 

@@ -262,6 +262,6 @@ def closing_report(name: str) -> Any:
 def _draw(run: Run, sweep_id: str) -> None:
     from grpolab.results.analyze import analyze, summary
 
-    made = analyze(output_dir=run.output_dir, sweep=sweep_id, study=run.study)
+    made = analyze(output_dir=run.output_dir, sweep=sweep_id, study=run.study, figures="usual")
     print(summary(made))
     print(f"  figure: {made.out / 'figures' / 'learning_curves.png'}")

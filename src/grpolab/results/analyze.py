@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from grpolab.results import figures, style
-from grpolab.results.frames import Results, refuse
+from grpolab.results import figures as drawing
+from grpolab.results.frames import Results, ResultsError, refuse
 from grpolab.results.load import load
 from grpolab.results.summary import (
     arm_table,
@@ -21,7 +22,6 @@ from grpolab.results.summary import (
 from grpolab.results.verdicts import Rules, in_words, verdicts
 from grpolab.tracking.folder import write_atomically
 
-CURVE_METRICS = ("reward/mean", "eval/accuracy", "eval/pass@1")
 _SCRIPT_DEFAULTS = {
     "sweep": "latest",
     "study": None,
@@ -29,6 +29,7 @@ _SCRIPT_DEFAULTS = {
     "output_dir": "outputs",
     "metric": "eval/accuracy",
     "out": "figures",
+    "dark": "false",
 }
 
 
@@ -41,6 +42,8 @@ class AnalyzeOutput:
     runs_csv: Path
     tables: tuple[Path, ...]
     figures: tuple[Path, ...]
+    left_out: dict[str, str]
+    """Figures that had nothing to show: why, in a sentence."""
     verdicts: pd.DataFrame
     arms: pd.DataFrame
     runs: pd.DataFrame
@@ -58,14 +61,20 @@ def analyze(
     correction: str = "holm",
     alpha: float | str = 0.05,
     test: str = "auto",
+    figures: str | Sequence[str] = "all",
+    dark: bool | str = False,
 ) -> AnalyzeOutput:
     """Load the runs (see `load`) and write their analysis under `out`.
 
     Default `out`: `<output_dir>/analysis/<sweep or study>`. `equivalence`, `correction`, `alpha`
-    and `test` are the verdicts' (numbers may be text). Nothing is written if the results or the
-    metric do not exist or one of these is not allowed (ResultsError).
+    and `test` are the verdicts' (numbers may be text). `figures`: names of FIGURES, `usual`, or all
+    that have something to show; `dark`: their variants for dark pages too. Nothing is written if
+    the results, the metric or a figure asked for do not exist or one of these is not allowed
+    (ResultsError).
     """
     rules = Rules.of(alpha, correction, test, equivalence)
+    drawing.chosen(figures)  # a wrong name is refused before the runs are read
+    both = drawing.truth("dark", dark)
     results = load(output_dir=output_dir, sweep=sweep, study=study, uri=uri)
     check_one_study(results)
     check_metric(results, metric)
@@ -73,6 +82,8 @@ def analyze(
     judged = verdicts(results, metric, rules.equivalence, rules.alpha, correction, test)
     arms = arm_table(results, metric)
     runs = run_values(results, metric)
+    source = drawing.Source(results, metric, judged)
+    drawn, left_out = drawing.draw(source, figures)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "verdicts.csv", judged.to_csv(index=False))
     write_atomically(folder / "runs.csv", runs.to_csv(index=False))
@@ -81,7 +92,8 @@ def analyze(
         verdicts_csv=folder / "verdicts.csv",
         runs_csv=folder / "runs.csv",
         tables=write_tables(arms, folder / "tables"),
-        figures=write_figures(results, metric, folder / "figures"),
+        figures=drawing.save(drawn, folder / "figures", both),
+        left_out=left_out,
         verdicts=judged,
         arms=arms,
         runs=runs,
@@ -96,30 +108,6 @@ def default_out(
     if sweep is not None:
         name = str(results.runs["sweep"].iloc[0])
     return Path(output_dir) / "analysis" / name
-
-
-def write_figures(results: Results, metric: str, folder: Path) -> tuple[Path, ...]:
-    """The learning curves and the final comparison as PNG, PDF, SVG and caption each."""
-    metrics = curve_metrics(results, metric)
-    curves = style.save(
-        figures.learning_curves(results, metrics),
-        folder,
-        "learning_curves",
-        figures.learning_curves_caption(results, metrics),
-    )
-    final = style.save(
-        figures.final_comparison(results, metric),
-        folder,
-        "final_comparison",
-        figures.final_comparison_caption(results, metric),
-    )
-    return (*curves, *final)
-
-
-def curve_metrics(results: Results, metric: str) -> list[str]:
-    """The rows of the learning curves: the usual metrics that were logged, and `metric`."""
-    logged = set(results.history["metric"])
-    return [name for name in dict.fromkeys([*CURVE_METRICS, metric]) if name in logged]
 
 
 def write_tables(arms: pd.DataFrame, folder: Path) -> tuple[Path, ...]:
@@ -160,6 +148,8 @@ def summary(output: AnalyzeOutput) -> str:
     lines += [f"  {line}" for line in in_words(output.verdicts)]
     if output.verdicts.empty:
         lines.append("  no verdicts: no arm to compare with a baseline")
+    if output.left_out:
+        lines.append(f"  nothing to draw for {', '.join(output.left_out)} (figures=NAME says why)")
     return "\n".join([*lines, f"written to {output.out}"])
 
 
@@ -170,10 +160,11 @@ class ScriptInput:
     results: Results
     metric: str
     out: Path
+    dark: bool = False
 
 
 def script_input(argv: Sequence[str]) -> ScriptInput:
-    """`key=value` arguments: sweep (latest), study, uri, output_dir, metric, out (figures).
+    """`key=value` arguments: sweep (latest), study, uri, output_dir, metric, out (figures), dark.
 
     Values stay text (a sweep called 1e5 is no number). ResultsError for any other key.
     """
@@ -187,7 +178,22 @@ def script_input(argv: Sequence[str]) -> ScriptInput:
     results = load(
         output_dir=text["output_dir"], sweep=given["sweep"], study=given["study"], uri=given["uri"]
     )
-    return ScriptInput(results, text["metric"], Path(text["out"]))
+    dark = drawing.truth("dark", text["dark"])
+    return ScriptInput(results, text["metric"], Path(text["out"]), dark)
+
+
+def draw_script(name: str, argv: Sequence[str]) -> int:
+    """A script of `analysis/` that draws the figure of that name; exit code 2 and a sentence."""
+    try:
+        given = script_input(argv)
+        check_one_study(given.results)
+        judged = verdicts(given.results, given.metric)
+        drawn, _ = drawing.draw(drawing.Source(given.results, given.metric, judged), [name])
+    except ResultsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    drawing.save(drawn, given.out, given.dark)
+    return 0
 
 
 def _number(value: object, signed: bool = False) -> str:

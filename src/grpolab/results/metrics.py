@@ -6,6 +6,25 @@ from dataclasses import replace
 
 from grpolab.metrics import Metric, find
 
+# Axis labels of what the run only names: short, with the unit where there is one.
+LABELS = {
+    "policy/entropy": "Entropy (nats)",
+    "policy/ratio_mean": "Mean r",
+    "policy/ratio_std": "Standard deviation of r",
+    "policy/ratio_max": "Largest r",
+    "policy/ess": "Effective sample size",
+    "clip/low": "Clipped below (share)",
+    "clip/high": "Clipped above (share)",
+    "clip/share": "Clipped (share)",
+    "kl/ref_k1": "KL to reference, k1 (nats)",
+    "kl/ref_k2": "KL to reference, k2 (nats)",
+    "kl/ref_k3": "KL to reference, k3 (nats)",
+    "length/mean": "Length (tokens)",
+    "length/correct": "Length if correct (tokens)",
+    "length/wrong": "Length if wrong (tokens)",
+    "length/truncated_share": "Truncated (share)",
+}
+
 
 def describe(name: str) -> Metric:
     """The metric of that name; one not known is drawn under its name, and higher is better."""
@@ -13,4 +32,4 @@ def describe(name: str) -> Metric:
         name, f"the logged {name}", bounded=name.endswith("_share"),
         every_step=not name.startswith("eval/"),
     )  # fmt: skip
-    return metric if metric.label else replace(metric, label=name)
+    return metric if metric.label else replace(metric, label=LABELS.get(name, name))

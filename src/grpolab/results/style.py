@@ -6,6 +6,7 @@ scaling on the page. Text stays text in PDF and SVG.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ import matplotlib
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from grpolab.results import fonts, theme
 
 SINGLE_COLUMN, DOUBLE_COLUMN = 3.3, 6.9  # inches
 PAPER: Any = {  # Any: matplotlib types the keys one by one
@@ -44,8 +47,10 @@ PAPER: Any = {  # Any: matplotlib types the keys one by one
     "svg.hashsalt": "grpolab",  # without it every SVG has new random ids
     "savefig.dpi": 200,
 }
-# Okabe and Ito (2008) without black, the baseline's, and yellow, too faint for a line on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Okabe and Ito (2008) without black, the baseline's, and yellow, too faint for a line on white. In
+# this order neighbours differ by at least 8 in lightness (CIELAB) and by 22 in colour, also as
+# deuteranopes and protanopes see them (tests/results/test_palette.py).
+COLOURS = ("#0072B2", "#D55E00", "#56B4E9", "#009E73", "#E69F00", "#CC79A7")
 LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.2, 1, 1.2)))
 # Filled shapes only: a plus or a cross falls apart at 3 pt with a white edge.
 MARKERS = ("s", "^", "D", "v", "<", ">", "p", "d", "h", "8", "H")
@@ -66,15 +71,21 @@ def arm_styles(runs: pd.DataFrame) -> dict[str, ArmStyle]:
     """{arm: style}, baseline first and black, then the arms in sorted order.
 
     Styles depend on the names of the arms alone, so that an arm keeps its style across figures.
-    24 arms are told apart by colour and line, and neighbours by their marker too.
+    24 arms are told apart by colour and line; neighbours differ in colour, line and marker, so
+    that a print without colour tells them apart too.
     """
     baselines = sorted(set(runs.loc[runs["baseline"], "arm"]))
     styles = {arm: ArmStyle(readable(arm), "black", "-", "o", 1.6) for arm in baselines}
     for i, arm in enumerate(sorted(set(runs["arm"]) - set(baselines))):
-        line = LINES[i // len(COLOURS) % len(LINES)]
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        styles[arm] = ArmStyle(readable(arm), colour, line, marker)
+        styles[arm] = nth_style(i, readable(arm))
     return styles
+
+
+def nth_style(i: int, label: str) -> ArmStyle:
+    """The i-th style: colour, line and marker move on together, 24 colours and lines in all."""
+    # 6 colours and 4 lines meet in 12 pairs; one line further on they meet in the other 12
+    line = LINES[(i + i // 12) % len(LINES)]
+    return ArmStyle(label, COLOURS[i % len(COLOURS)], line, MARKERS[i % len(MARKERS)])
 
 
 def readable(arm: str) -> str:
@@ -89,23 +100,35 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save(figure: Figure, folder: Path, name: str, caption: str) -> list[Path]:
-    """Write `name`.png (200 dpi), .pdf, .svg and .caption.txt; the same input, the same bytes."""
+def save(figure: Figure, folder: Path, name: str, caption: str, dark: bool = False) -> list[Path]:
+    """Write `name`.png (200 dpi), .pdf, .svg and .caption.txt; the same input, the same bytes.
+
+    With `dark` also `name`.dark.svg and .dark.png, for pages of light text. Fonts are embedded in
+    PDF and SVG, and text stays text.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    dates: dict[str, dict[str, Any]] = {
-        "png": {},
-        "pdf": {"CreationDate": None},
-        "svg": {"Date": None},
-    }
-    paths = []
     with matplotlib.rc_context(PAPER):
-        for kind, metadata in dates.items():
-            path = folder / f"{name}.{kind}"
-            figure.savefig(path, metadata=metadata)
-            paths.append(path)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once: the same in every file, in half the time
+        paths = [_write(figure, folder / f"{name}.{kind}") for kind in ("png", "pdf", "svg")]
+        if dark:
+            with theme.dark(figure):
+                paths += [_write(figure, folder / f"{name}.dark.{kind}") for kind in ("svg", "png")]
     text = folder / f"{name}.caption.txt"
     text.write_text(caption.strip() + "\n", encoding="utf-8")
     return [*paths, text]
+
+
+def _write(figure: Figure, path: Path) -> Path:
+    """One file without its date."""
+    dates: dict[str, dict[str, Any]] = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
+    if path.suffix != ".svg":
+        figure.savefig(path, metadata=dates.get(path.suffix, {}))
+        return path
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata=dates[".svg"])
+    path.write_text(fonts.embed(text.getvalue()), encoding="utf-8")
+    return path
 
 
 def join(parts: Iterable[str]) -> str:

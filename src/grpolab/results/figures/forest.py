@@ -1,0 +1,152 @@
+"""The verdicts as a forest plot: each arm's difference to the baseline with its interval."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from grpolab.results import style
+from grpolab.results.figures.common import (
+    FINAL,
+    Drawn,
+    NothingToDrawError,
+    arm_rows,
+    legend,
+    note,
+    row_label,
+)
+from grpolab.results.frames import refuse
+from grpolab.results.metrics import describe
+
+
+class Look(NamedTuple):
+    """How a verdict is drawn: colour and marker both tell it, for prints without colour."""
+
+    colour: str
+    marker: str
+    filled: bool
+    meaning: str
+
+
+LOOKS = {
+    "better": Look("#0072B2", "^", True, "better"),
+    "worse": Look("#D55E00", "v", True, "worse"),
+    "equivalent": Look("#009E73", "s", True, "equivalent"),
+    "undecided": Look("0.35", "o", False, "undecided"),
+}
+
+
+def forest(verdicts: pd.DataFrame, margin: float | None = None) -> Drawn:
+    """One row an arm, best on top: Δ = arm − baseline, its interval, its verdict, n.
+
+    `verdicts` has the columns of `verdicts.csv`, of one study and metric. The interval is the one
+    of the frame (`low`, `high`, named in `interval`); ±`margin`, where given, is shaded. An arm
+    without a finite difference keeps its row and says so.
+    """
+    rows = _rows(verdicts)
+    baseline = str(rows["baseline"].iloc[0])
+    labels = [row_label(str(arm)) for arm in rows["arm"]]
+    lines = sum(max(1, 0.55 * (1 + label.count("\n"))) for label in labels)
+    with matplotlib.rc_context(style.PAPER):
+        figure = style.new_figure(style.DOUBLE_COLUMN, 0.8 + 0.24 * lines)
+        axes = figure.subplots()
+        _frame(axes, rows, margin)
+        for y, row in enumerate(rows.to_dict("records")):
+            _draw_row(axes, y, row)
+        arm_rows(axes, labels)
+        label = describe(str(rows["metric"].iloc[0])).label
+        axes.set_xlabel(f"Δ {label} against {style.readable(baseline)}")
+        _legend(figure, rows, margin)
+    return Drawn(figure, _caption(rows, margin))
+
+
+def _rows(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """Rows of one study and metric, the best arm first, arms without a difference last."""
+    if verdicts.empty:
+        raise NothingToDrawError(
+            "figures=forest: no verdicts, there is no arm to compare with a baseline"
+        )
+    for column in ("study", "metric"):
+        found = sorted({str(value) for value in verdicts[column]})
+        if len(found) > 1:
+            raise refuse(column, "null", f"the verdicts are of several, choose one {column}", found)
+    up = describe(str(verdicts["metric"].iloc[0])).higher_is_better
+    return verdicts.sort_values(
+        ["delta", "arm"], ascending=[not up, True], na_position="last"
+    ).reset_index(drop=True)
+
+
+def _frame(axes: Axes, rows: pd.DataFrame, margin: float | None) -> None:
+    """The line of no difference, the margin's band, and limits that show all of it."""
+    axes.axvline(0, color="0.3", lw=0.8, zorder=1)
+    ends = rows[["delta", "low", "high"]].to_numpy(dtype=float).ravel()
+    shown = np.concatenate([ends[np.isfinite(ends)], [0.0]])
+    if margin is not None:
+        axes.axvspan(-margin, margin, color="0.88", lw=0, zorder=0)
+        shown = np.concatenate([shown, [-margin, margin]])
+    pad = 0.05 * (np.ptp(shown) or 1.0)
+    axes.set_xlim(float(shown.min() - pad), float(shown.max() + pad))
+
+
+def _draw_row(axes: Axes, y: int, row: dict[Any, Any]) -> None:
+    delta, low, high = float(row["delta"]), float(row["low"]), float(row["high"])
+    look = LOOKS[str(row["verdict"])]
+    if not math.isfinite(delta):
+        note(axes, y, f"n = {row['n']}  no finished run to compare")
+        return
+    # a bound of NaN or infinity: nothing is drawn rather than a bar that ends somewhere
+    if math.isfinite(low) and math.isfinite(high):
+        axes.plot([low, high], [y, y], color=look.colour, lw=1.4, solid_capstyle="butt", zorder=3)
+        span = f"[{low:+.3f}, {high:+.3f}]"
+    else:
+        span = "no interval"
+    axes.plot(
+        [delta], [y], look.marker, color=look.colour, ms=5, mew=1,
+        mfc=look.colour if look.filled else "white", zorder=4,
+    )  # fmt: skip
+    note(axes, y, f"n = {row['n']}  {delta:+.3f} {span}".replace("-", "−"))
+
+
+def _legend(figure: Figure, rows: pd.DataFrame, margin: float | None) -> None:
+    used = [name for name in LOOKS if (rows["verdict"] == name).any()]
+    handles = [
+        Line2D(
+            [], [], color=look.colour, marker=look.marker, lw=1.4, ms=5, mew=1,
+            mfc=look.colour if look.filled else "white", label=look.meaning,
+        )
+        for look in (LOOKS[name] for name in used)
+    ]  # fmt: skip
+    if margin is not None:
+        handles.append(Line2D([], [], color="0.88", lw=7, label=f"equivalence margin ±{margin:g}"))
+    legend(figure, handles)
+
+
+def _caption(rows: pd.DataFrame, margin: float | None) -> str:
+    metric = describe(str(rows["metric"].iloc[0]))
+    baseline = style.readable(str(rows["baseline"].iloc[0]))
+    means = ", ".join(sorted({f"{value:.3f}" for value in rows["baseline_mean"].dropna()}))
+    kinds = ", ".join(dict.fromkeys(str(kind) for kind in rows["interval"] if kind))
+    tests = ", ".join(dict.fromkeys(str(test) for test in rows["test"]))
+    sizes = [int(n) for n in rows["n"]]
+    n = f"n = {sizes[0]}" if len(set(sizes)) == 1 else f"n = {min(sizes)} to {max(sizes)}"
+    better = "right" if metric.higher_is_better else "left"
+    band = f"Grey band: equivalence margin ±{margin:g}." if margin is not None else ""
+    return style.join(
+        [
+            f"Difference of each arm's {metric.label.lower()} to the baseline's ({FINAL}; "
+            f"baseline: {baseline}, mean {means or 'none'}); better is to the {better}.",
+            f"Bars: {kinds or 'no'} intervals of the difference; {n} runs or pairs of runs of one "
+            "seed, beside each row.",
+            f"Verdicts, by colour and marker, from p by {tests}, corrected over arms: "
+            f"{', '.join(dict.fromkeys(str(c) for c in rows['correction']))}.",
+            band,
+            f"{metric.label} ({metric.name}): {metric.definition}.",
+        ]
+    )

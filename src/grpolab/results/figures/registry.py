@@ -1,0 +1,143 @@
+"""The figures by name: what `grpolab analyze figures=[…]` and the scripts of `analysis/` draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from grpolab.results import style
+from grpolab.results.figures.common import Drawn, NothingToDrawError
+from grpolab.results.figures.cost import step_time, threshold
+from grpolab.results.figures.curves import learning_curves, learning_curves_caption
+from grpolab.results.figures.diagnostics import clip_shares, entropy, lengths, ratios
+from grpolab.results.figures.factors import factorial, ladder, sensitivity
+from grpolab.results.figures.final import final_comparison, final_comparison_caption
+from grpolab.results.figures.forest import forest
+from grpolab.results.figures.kl import kl_estimators, kl_frontier
+from grpolab.results.figures.scores import pass_at_k, performance_profile
+from grpolab.results.frames import Results, refuse
+
+USUAL = ("forest", "learning_curves", "final_comparison")  # seconds matter when a sweep ends
+CURVE_METRICS = ("reward/mean", "eval/accuracy", "eval/pass@1")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a figure is drawn from: the runs, the metric compared, its verdicts."""
+
+    results: Results
+    metric: str
+    verdicts: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A figure: how it is drawn from a source, and what it shows."""
+
+    draw: Callable[[Source], Drawn]
+    about: str
+
+
+def curve_metrics(results: Results, metric: str) -> list[str]:
+    """The rows of the learning curves: the usual metrics that were logged, and `metric`."""
+    logged = set(results.history["metric"])
+    return [name for name in dict.fromkeys([*CURVE_METRICS, metric]) if name in logged]
+
+
+def _forest(source: Source) -> Drawn:
+    judged = source.verdicts[source.verdicts["metric"] == source.metric]
+    return forest(judged, source.verdicts.attrs.get("equivalence"))
+
+
+def _learning_curves(source: Source) -> Drawn:
+    metrics = curve_metrics(source.results, source.metric)
+    return Drawn(
+        learning_curves(source.results, metrics), learning_curves_caption(source.results, metrics)
+    )
+
+
+def _final_comparison(source: Source) -> Drawn:
+    return Drawn(
+        final_comparison(source.results, source.metric),
+        final_comparison_caption(source.results, source.metric),
+    )
+
+
+FIGURES: dict[str, Entry] = {
+    "forest": Entry(_forest, "Δ against the baseline, verdicts"),
+    "learning_curves": Entry(_learning_curves, "metrics against step, tokens and wall time"),
+    "final_comparison": Entry(_final_comparison, "final value of each arm"),
+    "clip_shares": Entry(lambda s: clip_shares(s.results), "tokens whose gradient a clip changed"),
+    "ratios": Entry(lambda s: ratios(s.results), "spread and maximum of the ratio, its ESS"),
+    "entropy": Entry(lambda s: entropy(s.results), "entropy, and reward against entropy"),
+    "kl_estimators": Entry(lambda s: kl_estimators(s.results), "k1, k2 and k3 on one axis"),
+    "kl_frontier": Entry(lambda s: kl_frontier(s.results, s.metric), "final value against √KL"),
+    "lengths": Entry(lambda s: lengths(s.results), "completion lengths and truncation"),
+    "sensitivity": Entry(lambda s: sensitivity(s.results, s.metric), "a swept number's effect"),
+    "step_time": Entry(lambda s: step_time(s.results), "seconds of a step by phase"),
+    "factorial": Entry(lambda s: factorial(s.results, s.metric), "two crossed factors"),
+    "performance_profile": Entry(
+        lambda s: performance_profile(s.results, s.metric), "share of runs above each score"
+    ),
+    "ladder": Entry(lambda s: ladder(s.results, s.metric), "changes added one after the other"),
+    "threshold": Entry(lambda s: threshold(s.results, s.metric), "tokens and time to a level"),
+    "pass_at_k": Entry(lambda s: pass_at_k(s.results), "final pass@k against k"),
+}
+
+
+def chosen(names: str | Sequence[str]) -> tuple[list[str], bool]:
+    """Figure names from `[forest,kl]`, `forest,kl` or a list, and whether each was asked for.
+
+    `all` and `usual` (those drawn when a sweep ends) ask for none by name. Raises ResultsError for
+    a name that is not registered.
+    """
+    listed = names.strip("[] ").split(",") if isinstance(names, str) else names
+    wanted = [name.strip().strip("'\"") for name in listed]
+    if wanted == ["all"]:
+        return list(FIGURES), False
+    if wanted == ["usual"]:
+        return list(USUAL), False
+    for name in wanted:
+        if name not in FIGURES:
+            raise refuse("figures", name, "no such figure", list(FIGURES))
+    return list(dict.fromkeys(wanted)), True
+
+
+def draw(
+    source: Source, names: str | Sequence[str] = "all"
+) -> tuple[dict[str, Drawn], dict[str, str]]:
+    """The figures of those names (see `chosen`), and why others could not be drawn.
+
+    A figure asked for by name that has nothing to show raises NothingToDrawError; otherwise it is
+    left out, with its sentence.
+    """
+    wanted, asked = chosen(names)
+    drawn, left_out = {}, {}
+    for name in wanted:
+        try:
+            drawn[name] = FIGURES[name].draw(source)
+        except NothingToDrawError as error:
+            if asked:
+                raise
+            left_out[name] = str(error)
+    return drawn, left_out
+
+
+def save(drawn: dict[str, Drawn], folder: Path, dark: bool = False) -> tuple[Path, ...]:
+    """Write each figure with its caption; `dark`: its variants for dark pages too."""
+    paths: list[Path] = []
+    for name, (figure, caption) in drawn.items():
+        paths += style.save(figure, folder, name, caption, dark)
+    return tuple(paths)
+
+
+def truth(key: str, given: bool | str) -> bool:
+    """`true` or `false` of a command line as a bool; ResultsError for anything else."""
+    known = {"true": True, "false": False}
+    text = str(given).lower()
+    if text not in known:
+        raise refuse(key, given, "neither true nor false", list(known))
+    return known[text]
