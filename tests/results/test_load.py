@@ -22,8 +22,16 @@ else:
     from synthetic_sweep import FIRST, Job, write_files
 
 
+def by_metric(path: Path) -> dict[str, dict[int, float]]:
+    """{metric: {step: value}} of a metrics.jsonl."""
+    found = read_metrics(path)
+    steps = {name: (found.of(name)[0].tolist(), found.of(name)[1].tolist()) for name in found.names}
+    return {name: dict(zip(*pair, strict=True)) for name, pair in steps.items()}
+
+
 def test_runs_hold_identity_status_and_factors(first: Results) -> None:
-    assert list(first.runs.columns) == [*RUN_COLUMNS, "factor.clip", "factor.kl"]
+    factors = ["factor.clip", "factor.kl", "factor.seed"]
+    assert list(first.runs.columns) == [*RUN_COLUMNS, *factors]
     assert len(first.runs) == len(FIRST)
     row = first.runs.set_index("job_id").loc["clip-cispo_kl-k3-1"]
     expected = ["clipping", "first", "clip=cispo,kl=k3", False, 1, "done", "cispo", "k3"]
@@ -138,7 +146,7 @@ def test_unreadable_status_is_a_row_that_says_so(tmp_path: Path) -> None:
 def test_torn_last_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "metrics": {"a": 1}}\n{"step": 2, "metrics": {"a": 2')
-    assert read_metrics(path) == {"a": {1: 1.0}}
+    assert by_metric(path) == {"a": {1: 1.0}}
 
 
 def test_line_behind_a_torn_one_is_recovered_and_the_later_value_wins(tmp_path: Path) -> None:
@@ -148,7 +156,7 @@ def test_line_behind_a_torn_one_is_recovered_and_the_later_value_wins(tmp_path: 
         '{"step": 2, "met{"step": 1, "metrics": {"a": 5}}\n'
         '{"step": 2, "metrics": {"a": "NaN", "b": "Infinity"}}\n'
     )
-    points = read_metrics(path)
+    points = by_metric(path)
     assert points["a"][1] == 5.0
     assert math.isnan(points["a"][2])
     assert points["b"] == {2: math.inf}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+
+from grpolab.results.points import NONE, Floats, Points
 
 RUN_COLUMNS = ("study", "sweep", "job_id", "arm", "baseline", "seed", "status", "reason")
 HISTORY_COLUMNS = ("study", "job_id", "arm", "seed", "step", "metric", "value", "tokens", "wall")
@@ -40,9 +42,10 @@ class Results:
 
     `runs` has one row a run, failed, unfinished and missing ones included: study, sweep, job_id,
     arm, baseline (bool), seed (int), status (done, running, failed, pending, missing), reason, and
-    `factor.<key>` (text) for each swept config key.
+    `factor.<key>` (text) for each swept config key, the seed among them where there are several.
     `history` has one row a logged number: study, job_id, arm, seed, step, metric, value, and the
-    x columns `tokens` (generated so far) and `wall` (seconds so far) at that step.
+    x columns `tokens` (generated so far) and `wall` (seconds so far) at that step; its text columns
+    are categories, since a text a row would be most of the memory.
     """
 
     runs: pd.DataFrame
@@ -51,7 +54,7 @@ class Results:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run as a source gives it; `points` is {metric: {step: value}}, so a later value wins."""
+    """One run as a source gives it; its points are read later, and only if they are wanted."""
 
     study: str
     sweep: str | None
@@ -62,7 +65,9 @@ class RunRecord:
     status: str
     reason: str | None = None
     factors: dict[str, str | None] = field(default_factory=dict)
-    points: dict[str, dict[int, float]] = field(default_factory=dict)
+    read: Callable[[], Points] = lambda: NONE
+    fingerprint: str | None = None
+    """Changes whenever the points do; None where that cannot be told, and nothing is cached."""
 
 
 def factor_text(value: object) -> str | None:
@@ -73,66 +78,83 @@ def factor_text(value: object) -> str | None:
     return {"True": "true", "False": "false", "None": "null"}.get(text, text)
 
 
-def build(records: Iterable[RunRecord]) -> Results:
-    """Records to frames: rows ordered by study, sweep, baseline first, arm, seed."""
-    ordered = sorted(
+def ordered(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """Records by study, sweep, baseline first, arm, seed: the rows of the frames."""
+    return sorted(
         records, key=lambda r: (r.study, r.sweep or "", not r.baseline, r.arm, r.seed, r.job_id)
     )
-    return Results(_runs_frame(ordered), _history_frame(ordered))
 
 
-def _runs_frame(records: Sequence[RunRecord]) -> pd.DataFrame:
-    keys = sorted({key for record in records for key in record.factors})
+def runs_frame(records: Sequence[RunRecord]) -> pd.DataFrame:
+    """One row a record. A source says nothing of `factor.seed`, which follows from the seeds."""
+    keys = {key for record in records for key in record.factors} - {"seed"}
+    with_seed = len({record.seed for record in records}) > 1
+    names = sorted(keys | {"seed"} if with_seed else keys)
     rows = [
-        {
-            **{column: getattr(record, column) for column in RUN_COLUMNS},
-            **{FACTOR_PREFIX + key: record.factors.get(key) for key in keys},
+        {column: getattr(record, column) for column in RUN_COLUMNS}
+        | {
+            FACTOR_PREFIX + key: str(record.seed) if key == "seed" else record.factors.get(key)
+            for key in names
         }
         for record in records
     ]
-    columns = [*RUN_COLUMNS, *(FACTOR_PREFIX + key for key in keys)]
+    columns = [*RUN_COLUMNS, *(FACTOR_PREFIX + key for key in names)]
     frame = pd.DataFrame(rows, columns=columns)
     return frame.astype({"baseline": bool, "seed": "int64"})
 
 
-def _history_frame(records: Sequence[RunRecord]) -> pd.DataFrame:
-    blocks = [
-        _metric_block(record, metric) for record in records for metric in sorted(record.points)
-    ]
-    if not blocks:
-        return pd.DataFrame({name: [] for name in HISTORY_COLUMNS}).astype(
-            {"seed": "int64", "step": "int64", "value": float, "tokens": float, "wall": float}
+def history_frame(records: Sequence[RunRecord], points: Sequence[Points]) -> pd.DataFrame:
+    """The points of the records, in their order; a run's by metric, then step.
+
+    Each column is made once and whole: the cost is linear in the number of points.
+    """
+    counts = np.array([len(own) for own in points], dtype=np.int64)
+    names = sorted({name for own in points for name in own.used()})
+    place = {name: i for i, name in enumerate(names)}
+    metrics = [own.coded(place) for own in points]
+
+    def repeated(values: Sequence[str]) -> pd.Categorical:
+        there = [v for v, count in zip(values, counts, strict=True) if count]
+        categories = sorted(set(there))
+        place = {v: i for i, v in enumerate(categories)}
+        codes = np.array([place[v] for v in there], dtype=np.int32)
+        return pd.Categorical.from_codes(
+            np.repeat(codes, counts[counts > 0]), pd.Index(categories, dtype="str")
         )
-    return pd.concat(blocks, ignore_index=True)[list(HISTORY_COLUMNS)]
 
-
-def _metric_block(record: RunRecord, metric: str) -> pd.DataFrame:
-    points = record.points[metric]
-    steps = np.fromiter(sorted(points), dtype=np.int64, count=len(points))
-    data: dict[str, object] = {
-        "study": record.study,
-        "job_id": record.job_id,
-        "arm": record.arm,
-        "seed": record.seed,
-        "step": steps,
-        "metric": metric,
-        "value": np.array([points[int(step)] for step in steps], dtype=float),
+    seeds = np.array([record.seed for record in records], dtype=np.int64)
+    columns = {
+        "study": repeated([record.study for record in records]),
+        "job_id": repeated([record.job_id for record in records]),
+        "arm": repeated([record.arm for record in records]),
+        "seed": np.repeat(seeds, counts),
+        "step": _joined([own.steps for own in points], np.int64),
+        "metric": pd.Categorical.from_codes(
+            _joined(metrics, np.int32), pd.Index(names, dtype="str")
+        ),
+        "value": _joined([own.values for own in points], np.float64),  # noqa: PD011
     }
     for column, source in X_SOURCES.items():
-        data[column] = _carried(record.points.get(source), steps)
-    return pd.DataFrame(data)
+        columns[column] = _carried(points, counts, source)
+    return pd.DataFrame(columns, copy=False)[list(HISTORY_COLUMNS)]
 
 
-def _carried(
-    points: dict[int, float] | None, steps: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
-    """A cumulative metric at `steps`: its last value up to then, 0 before its first, NaN if never.
+def _joined(parts: Sequence[np.ndarray], kind: type) -> np.ndarray:
+    return np.concatenate(parts) if len(parts) else np.empty(0, dtype=kind)
+
+
+def _carried(points: Sequence[Points], counts: np.ndarray, source: str) -> Floats:
+    """A cumulative metric at every point: its last value up to then, 0 before, NaN if never.
 
     An evaluation may stand at a step that logged no tokens (step 0: nothing generated yet).
     """
-    if not points:
-        return np.full(len(steps), np.nan)
-    known = np.array(sorted(points), dtype=np.int64)
-    values = np.array([0.0] + [points[int(step)] for step in known])
-    carried: npt.NDArray[np.float64] = values[np.searchsorted(known, steps, side="right")]
-    return carried
+    column = np.empty(int(counts.sum()))
+    edges = np.concatenate([[0], np.cumsum(counts)])
+    for own, (start, end) in zip(points, pairwise(edges), strict=True):
+        known, values = own.of(source)
+        if not len(known):
+            column[start:end] = np.nan
+            continue
+        padded = np.concatenate([[0.0], values])
+        column[start:end] = padded[np.searchsorted(known, own.steps, side="right")]
+    return column

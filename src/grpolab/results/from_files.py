@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from grpolab.results.frames import ResultsError, RunRecord, factor_text, refuse
+from grpolab.results.points import NONE, Points, points
 
 UNKNOWN_ARM = "unknown"
-_MARKS = ("STATUS", "run.json", "config.yaml")  # any of them makes a folder a job's folder
+_SETTLED_SECONDS = 2.0
+_MARKS = (
+    "STATUS",
+    "run.json",
+    "config.yaml",
+    "metrics.jsonl",
+)  # any of them makes a folder a job's folder
 
 
 def read(output_dir: Path, sweep: str | None, study: str | None) -> list[RunRecord]:
@@ -84,10 +94,11 @@ def _sweep_records(output_dir: Path, manifest: Mapping[str, Any]) -> list[RunRec
 def _study_records(study: Path, manifests: Sequence[Mapping[str, Any]]) -> list[RunRecord]:
     """Every job folder of the study, and every job a manifest lists that has no folder."""
     records = []
-    for folder in _job_folders(study):
-        run = _json_object(folder / "run.json") or {}
+    runs = {folder: _json_object(folder / "run.json") or {} for folder in _job_folders(study)}
+    factors = sorted({str(key) for run in runs.values() for key in run.get("factors", {})})
+    for folder, run in runs.items():
         sweep = run.get("sweep")
-        records.append(_record(folder, None if sweep is None else str(sweep), run, None))
+        records.append(_record(folder, None if sweep is None else str(sweep), run, factors))
     seen = {record.job_id for record in records}
     for manifest in manifests:
         if manifest["study"] == study.name:
@@ -98,12 +109,12 @@ def _study_records(study: Path, manifests: Sequence[Mapping[str, Any]]) -> list[
 
 
 def _record(
-    folder: Path, sweep: str | None, job: Mapping[str, Any], factors: Sequence[str] | None
+    folder: Path, sweep: str | None, job: Mapping[str, Any], factors: Sequence[str]
 ) -> RunRecord:
-    """`job` is a manifest's entry or a run.json; `factors=None` takes those of run.json."""
+    """`job` is a manifest's entry or a run.json."""
     run = _json_object(folder / "run.json") or {}
-    keys = list(run.get("factors", {})) if factors is None else factors
     status, reason = _status(folder)
+    metrics = folder / "metrics.jsonl"
     return RunRecord(
         study=folder.parent.name,
         sweep=sweep,
@@ -113,8 +124,9 @@ def _record(
         seed=int(job.get("seed", -1)),
         status=status,
         reason=reason,
-        factors={key: _factor(key, folder, run, job) for key in keys},
-        points=read_metrics(folder / "metrics.jsonl"),
+        factors={key: _factor(key, folder, run, job) for key in factors if key != "seed"},
+        read=lambda: read_metrics(metrics),
+        fingerprint=_fingerprint(metrics),
     )
 
 
@@ -151,29 +163,46 @@ def _from_config(path: Path, key: str) -> str | None:
     return factor_text(value.get("name") if isinstance(value, DictConfig) else value)
 
 
-def read_metrics(path: Path) -> dict[str, dict[int, float]]:
-    """`metrics.jsonl` as {metric: {step: value}}; of a step logged twice the later value counts.
+def read_metrics(path: Path) -> Points:
+    """The numbers of `metrics.jsonl`; of a step logged twice the later value counts.
 
     A kill tears the last line: it is left out. A resumed run that appended right behind a torn
     line is recovered from the start of its own line. Any other unreadable line raises ResultsError.
     """
     if not path.is_file():
-        return {}
-    points: dict[str, dict[int, float]] = {}
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        return NONE
+    places: dict[str, int] = defaultdict(count().__next__)
+    codes: list[int] = []
+    steps: list[int] = []
+    values: list[float] = []
+    lines = path.read_bytes().rstrip(b"\n").split(b"\n")  # only a newline ends a line
+    for number, raw in enumerate(lines, start=1):
+        if not raw.strip():
             continue
-        entry = _entry(line)
+        entry = _entry(raw.decode("utf-8", errors="replace"))
         if entry is None:
             if number == len(lines):
                 break
             raise ResultsError(f"{path}:{number}: not a JSON line of step and metrics")
+        step = int(entry["step"])
         for name, value in entry["metrics"].items():
             if value is not None:
+                codes.append(places[name])
+                steps.append(step)
                 # float() reads the "NaN", "Infinity" and "-Infinity" that JSON has no number for
-                points.setdefault(name, {})[int(entry["step"])] = float(value)
-    return points
+                values.append(float(value))
+    return points(list(places), codes, steps, values)
+
+
+def _fingerprint(path: Path) -> str | None:
+    """Of a file that could still change within its clock's tick there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    if time.time() - max(found.st_mtime, found.st_ctime) < _SETTLED_SECONDS:
+        return None
+    return f"{found.st_ino}:{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}"
 
 
 def _entry(line: str) -> dict[str, Any] | None:
