@@ -72,7 +72,8 @@ def _enter(store: sqlite3.Connection, run: str, experiment: str, number: int) ->
     }  # fmt: skip
     store.execute(
         "insert into runs (run_uuid, name, experiment_id, status, start_time, end_time, "
-        "lifecycle_stage, artifact_uri) values (?, ?, ?, 'FINISHED', ?, ?, 'active', '')",
+        "lifecycle_stage, artifact_uri, user_id, source_type, source_name) "
+        "values (?, ?, ?, 'FINISHED', ?, ?, 'active', '', 'lab', 'LOCAL', '')",
         (run, run, experiment, START + number, START + number + 1),
     )
     store.executemany("insert into tags values (?, ?, ?)", [(k, v, run) for k, v in tags.items()])
