@@ -8,7 +8,8 @@ import pytest
 from scipy import stats
 
 from grpolab.results.load import Results, ResultsError
-from grpolab.results.summary import arm_table, final_value, run_values
+from grpolab.results.statistics import final_value
+from grpolab.results.summary import arm_table, run_values
 
 
 @pytest.mark.parametrize(

@@ -164,8 +164,12 @@ def test_four_kinds_of_verdict() -> None:
 
 
 @pytest.mark.parametrize("test", ["auto", "paired_t", "sign_flip", "welch", "permutation"])
-@pytest.mark.parametrize("correction", ["holm", "bonferroni", "bh", "none"])
+@pytest.mark.parametrize("correction", ["holm", "bonferroni", "bh", "none", "dunnett"])
 def test_intervals_say_what_the_verdicts_say(test: str, correction: str) -> None:
+    if correction == "dunnett" and test != "auto":
+        with pytest.raises(ResultsError, match=rf"^test={test}: correction=dunnett has a test of"):
+            verdicts(study(PLANTED), correction=correction, test=test)
+        return
     table = verdicts(study(PLANTED), equivalence=0.012, correction=correction, test=test)
     assert set(table["correction"]) == {correction}
     for row in table.to_dict("records"):
@@ -188,7 +192,7 @@ def test_interval_levels_under_holm_by_hand() -> None:
 
 
 def test_an_equivalent_arms_interval_is_that_of_its_test_by_hand() -> None:
-    arms = {"baseline": list(BASE), "c": shifted(0.0)}
+    arms: dict[str, Sequence[float | str | None]] = {"baseline": BASE, "c": shifted(0.0)}
     row = verdicts(study(arms), equivalence=0.01).iloc[0]
     d = np.array(arms["c"], dtype=float) - np.array(BASE)
     low, high = stats.t.interval(0.90, 7, loc=d.mean(), scale=stats.sem(d))
@@ -196,8 +200,42 @@ def test_an_equivalent_arms_interval_is_that_of_its_test_by_hand() -> None:
     assert (row["low"], row["high"]) == pytest.approx((low, high))
 
 
+def test_dunnett_in_blocks_of_seeds_by_hand() -> None:
+    # residuals of value = arm + seed over 5 arms and 8 seeds: 28 degrees
+    table = verdicts(study(PLANTED), correction="dunnett").set_index("arm")
+    data = np.array(list(PLANTED.values()), dtype=float)
+    left = data - data.mean(1, keepdims=True) - data.mean(0) + data.mean()
+    error = np.sqrt((left**2).sum() / 28 * 2 / 8)
+    delta = data[1:].mean(1) - data[0].mean()
+    assert set(table["test"]) == {"Dunnett t by seed"}
+    assert set(table["interval"]) == {"dunnett 95%"}
+    assert table["delta"].to_numpy() == pytest.approx(delta)
+    assert table["p"].to_numpy() == pytest.approx(2 * stats.t.sf(np.abs(delta) / error, 28))
+    # two-sided 5 % point for 4 comparisons, by table: 2.58 at 30 degrees, 2.61 at 24; here 28
+    half = (table["high"] - table["low"]).to_numpy() / 2
+    assert 2.58 < half[0] / error < 2.61
+    assert half == pytest.approx(np.full(4, half[0]))
+    assert (table["p_corrected"] >= table["p"]).all()
+
+
+def test_dunnett_without_shared_seeds_is_scipys_and_counts_who_is_missing() -> None:
+    arms: dict[str, list[float | str | None]] = {
+        "baseline": [*BASE, *["missing"] * 8],
+        "a": [*["missing"] * 8, 0.6, 0.62, 0.58],
+        "b": [*["missing"] * 12, 0.51, 0.5, 0.55, 0.46],
+    }
+    table = verdicts(study(arms), correction="dunnett")
+    theirs = stats.dunnett([0.6, 0.62, 0.58], [0.51, 0.5, 0.55, 0.46], control=BASE, rng=0)
+    assert set(table["test"]) == {"Dunnett t"}
+    assert table["p_corrected"].to_numpy() == pytest.approx(theirs.pvalue, abs=2e-4)
+    none: list[float | str | None] = ["missing"] * 12
+    more = verdicts(study({**arms, "c": none}), correction="dunnett").set_index("arm")
+    assert math.isnan(more["p"].to_numpy(dtype=float)[2])
+    assert (more["p_corrected"].to_numpy()[:2] > table["p_corrected"].to_numpy()).all()
+
+
 def test_a_sure_difference_below_the_margin_is_equivalent() -> None:
-    arms = {"baseline": list(BASE), "a": shifted(0.006)}
+    arms: dict[str, Sequence[float | str | None]] = {"baseline": BASE, "a": shifted(0.006)}
     assert verdicts(study(arms)).iloc[0]["verdict"] == "better"
     assert verdicts(study(arms), equivalence=0.02).iloc[0]["verdict"] == "equivalent"
 

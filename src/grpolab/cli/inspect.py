@@ -15,7 +15,7 @@ ANALYZE_KEYS = {
     "out": "folder for the results (<output_dir>/analysis/<sweep>)",
     "metric": "what the comparison is about (eval/accuracy)",
     "equivalence": "a difference that matters; surely smaller ones are equivalent (null)",
-    "correction": "for many arms: holm (the default), bonferroni, bh, none",
+    "correction": "for many arms: holm (the default), bonferroni, bh, dunnett, none",
     "alpha": "chance of any wrong better or worse (.05)",
     "test": "auto (paired t, without shared seeds Welch), paired_t, sign_flip, welch, permutation",
     "figures": "figures=[forest,…] or usual; all that can be drawn",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isnan, sqrt
 
-from scipy import stats
+from scipy import optimize, stats
 
 from grpolab.results.statistics import minimum_sign_flip_p
 
@@ -95,6 +95,25 @@ def seeds_for_power(
         enough = (paired_power(middle, effect, correlation, alpha) or 0.0) >= power
         low, high = (low, middle) if enough else (middle, high)
     return high
+
+
+def minimum_detectable_effect(
+    n: int, correlation: float, alpha: float = ALPHA, power: float = WANTED_POWER
+) -> float | None:
+    """The smallest effect that n pairs find with that power, in deviations of a run; None: n < 2.
+
+    A study that found nothing says so only about effects of this size and more.
+    """
+    if n < 2:
+        return None
+    high = 1.0
+    while (paired_power(n, high, correlation, alpha) or 0.0) < power:
+        high *= 2
+
+    def short(effect: float) -> float:
+        return (paired_power(n, effect, correlation, alpha) or 0.0) - power
+
+    return float(optimize.brentq(short, 1e-9, high))
 
 
 def seeds_for_sign_flip(comparisons: int, alpha: float = ALPHA) -> int:

@@ -19,7 +19,6 @@ ARM_COLUMNS = (
     "rise",
 )  # fmt: skip
 LEVEL = 0.95
-FINAL_SHARE_PERCENT = 10
 
 
 def check_metric(results: Results, metric: str) -> None:
@@ -57,19 +56,12 @@ def run_values(results: Results, metric: str) -> pd.DataFrame:
                 "evaluations": len(series),
                 "last_step": last_step,
                 "start": series[0] if len(series) else np.nan,
-                "final": final_value(series) if run.status == "done" else np.nan,
+                "final": statistics.final_value(series) if run.status == "done" else np.nan,
             }
         )
     added = pd.DataFrame(rows, columns=["metric", "evaluations", "last_step", "start", "final"])
     added["last_step"] = added["last_step"].astype("Int64")
     return pd.concat([results.runs.reset_index(drop=True), added], axis="columns")
-
-
-def final_value(values: statistics.Floats) -> float:
-    """Mean of the last 10 % of `values` [evaluations], rounded up to whole ones; NaN if empty."""
-    series = np.asarray(values, dtype=float)
-    last = -(-len(series) * FINAL_SHARE_PERCENT // 100)
-    return float(series[-last:].mean()) if last else float("nan")
 
 
 def arm_table(results: Results, metric: str) -> pd.DataFrame:

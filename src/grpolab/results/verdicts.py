@@ -6,9 +6,11 @@
 - `equivalent`: two one-sided tests reject a difference of δ or more, either way, after the same
   correction. It goes before better and worse: below δ a difference does not matter, however sure.
 - `better`, `worse`: the corrected p is below α, in the direction that the metric calls better.
+- `dunnett` is a test of its own: one error pooled over all arms, in blocks of the seeds that they
+  all share (of two at least, else unpaired); several metrics are put together by Bonferroni.
 - Each row's interval is at the level its correction leaves it, which `interval` names. It excludes
-  0 exactly where the corrected p is below α; where the verdict is `equivalent` it is the 1 − 2α
-  interval of that test and lies within (−δ, δ).
+  0 exactly where the corrected p is below α; where both one-sided tests reject it is instead
+  their 1 − 2α interval and lies within (−δ, δ).
 - A run that failed, or whose final value is not finite, has no value, so its seed leaves n, means
   and p. It is not forgotten: what is left are survivors. An arm that lost a larger share of its
   runs than the baseline is not called better or equivalent, one that lost a smaller share is not
@@ -18,18 +20,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+from scipy import stats
 
 from grpolab.results import statistics
 from grpolab.results.frames import Results, ResultsError, refuse
 from grpolab.results.metrics import describe
-from grpolab.results.statistics import Comparison
-from grpolab.results.summary import arms_of, run_values, usable
+from grpolab.results.pairs import TESTS, Array, Pair, pairs_of
+from grpolab.results.statistics import Comparison, Dunnett
+from grpolab.results.summary import run_values
 from grpolab.results.words import in_words
 
 __all__ = ["VERDICT_COLUMNS", "Rules", "in_words", "verdicts"]
@@ -38,9 +41,7 @@ VERDICT_COLUMNS = (
     "study", "metric", "arm", "baseline", "n", "mean", "baseline_mean", "delta", "low", "high",
     "interval", "test", "p", "p_corrected", "correction", "verdict",
 )  # fmt: skip
-TESTS = ("auto", "paired_t", "sign_flip", "welch", "permutation")
-PAIRED = ("paired_t", "sign_flip")
-Array = npt.NDArray[np.float64]
+DUNNETT = "dunnett"
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,13 @@ class Rules:
         equivalence: float | str | None = None,
     ) -> Rules:
         """The rules from values or their text; ResultsError, the key first, for what is neither."""
-        if correction not in statistics.ADJUST:
-            allowed = sorted(statistics.ADJUST)
-            raise refuse("correction", correction, "no such correction", allowed)
+        corrections = sorted([*statistics.ADJUST, DUNNETT])
+        if correction not in corrections:
+            raise refuse("correction", correction, "no such correction", corrections)
         if test not in TESTS:
             raise refuse("test", test, "no such test", TESTS)
+        if correction == DUNNETT and test != "auto":
+            raise refuse("test", test, "correction=dunnett has a test of its own", ["auto"])
         share = _number("alpha", alpha, "a number above 0 and below .5", lambda a: 0 < a < 0.5)
         if equivalence in (None, "", "null"):
             return cls(share, correction, test)
@@ -85,137 +88,142 @@ def verdicts(
 ) -> pd.DataFrame:
     """Each arm's final value of each metric against its study's baseline: VERDICT_COLUMNS.
 
-    `correction`: holm, bonferroni, bh, none. `test`: auto (paired t, or Welch's t where fewer than
-    two seeds are shared), paired_t, sign_flip, welch, permutation. `rng` draws patterns where there
-    are too many to count; the default gives the same table every time. A study without baseline
-    runs has no verdicts, an arm without values a row without numbers. The frame's `attrs` keep
-    alpha and equivalence.
+    `correction`: holm, bonferroni, bh, dunnett, none. `test`: auto (paired t, or Welch's t where
+    fewer than two seeds are shared), paired_t, sign_flip, welch, permutation. `rng` draws patterns
+    where there are too many to count; the default gives the same table every time. A study without
+    baseline runs has no verdicts, an arm without values a row without numbers. The frame's `attrs`
+    keep alpha and equivalence.
     """
     rules = Rules.of(alpha, correction, test, equivalence)
     source = rng or np.random.default_rng(0)
     names = list(dict.fromkeys([metrics] if isinstance(metrics, str) else metrics))
     values = [run_values(results, metric) for metric in names]
-    pairs = [pair for table in values for pair in _pairs(table, rules.test, source)]
+    pairs = [pair for table in values for pair in pairs_of(table, rules.test, source)]
     rows: list[dict[str, object]] = []
     for study in dict.fromkeys(pair.study for pair in pairs):
-        rows += _family([pair for pair in pairs if pair.study == study], rules)
+        family = [pair for pair in pairs if pair.study == study]
+        judge = _dunnett if rules.correction == DUNNETT else _each
+        rows += [_row(judged, rules) for judged in judge(family, rules)]
     judged = pd.DataFrame(rows, columns=list(VERDICT_COLUMNS))
     judged.attrs = {"alpha": rules.alpha, "equivalence": rules.equivalence}
     return judged
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """An arm and its baseline: final values [n] and [m], by seed where the test is a paired one."""
+class _Judged:
+    """A comparison whose interval is at the level that its correction leaves it."""
 
-    study: str
-    metric: str
-    arm: str
-    baseline: str
+    pair: Pair
+    found: Comparison
+    interval: str
+    corrected: float
+    equivalent: bool
     x: Array
     y: Array
-    test: str
-    seed: int
-    runs: int
-    failed: int
-    baseline_runs: int
-    baseline_failed: int
-
-    def compare(self, level: float) -> Comparison:
-        """Difference, interval at that level, p; the same draws at every level."""
-        if self.test == "paired_t":
-            return statistics.paired(self.x, self.y, level)
-        if self.test == "welch":
-            return statistics.welch(self.x, self.y, level)
-        tests = {
-            "sign_flip": statistics.sign_flip_test,
-            "permutation": statistics.permutation_test,
-        }
-        return tests[self.test](self.x, self.y, np.random.default_rng(self.seed), level)
-
-    def equivalence_p(self, margin: float) -> float:
-        """The larger p of both one-sided tests against a difference of margin."""
-        if self.test == "paired_t":
-            return statistics.tost_paired(self.x, self.y, margin).p
-        if self.test == "welch":
-            return statistics.tost_welch(self.x, self.y, margin).p
-        tests = {
-            "sign_flip": statistics.tost_sign_flip,
-            "permutation": statistics.tost_permutation,
-        }
-        return tests[self.test](self.x, self.y, margin, np.random.default_rng(self.seed))
 
 
-def _pairs(values: pd.DataFrame, test: str, rng: np.random.Generator) -> list[_Pair]:
-    """Every arm with its study's baseline, in the order of the studies and their arms."""
-    found = []
-    for _, runs in values.groupby("study"):
-        arms = list(arms_of(runs))
-        base = next((entry for entry in arms if entry[2]), None)
-        for study, arm, baseline, group in arms:
-            if base is None or baseline:
-                continue
-            x, y, chosen = _samples(_by_seed(group), _by_seed(base[3]), test)
-            found.append(
-                _Pair(
-                    study,
-                    str(values["metric"].iloc[0]),
-                    arm,
-                    base[1],
-                    x,
-                    y,
-                    chosen,
-                    seed=int(rng.integers(2**63)),
-                    runs=len(group),
-                    failed=_failed(group),
-                    baseline_runs=len(base[3]),
-                    baseline_failed=_failed(base[3]),
-                )
-            )
-    return found
-
-
-def _samples(x: pd.Series[float], y: pd.Series[float], test: str) -> tuple[Array, Array, str]:
-    """The values a test compares, and which test: `auto` decides by the seeds that are shared."""
-    shared = x.index.intersection(y.index)
-    if test == "auto":
-        # one shared seed still gives a paired difference where Welch has too few runs to do better
-        few = len(shared) == 1 and min(len(x), len(y)) < 2
-        test = "paired_t" if len(shared) >= 2 or few else "welch"
-    if test in PAIRED:
-        x, y = x.loc[shared], y.loc[shared]
-    values: list[Array] = [np.asarray(sample, dtype=float) for sample in (x, y)]
-    return values[0], values[1], test
-
-
-def _family(pairs: Sequence[_Pair], rules: Rules) -> list[dict[str, object]]:
-    """The rows of one study: its corrections are over all of them."""
-    adjust = statistics.ADJUST[rules.correction]
-    p = np.array([pair.compare(1 - rules.alpha).p for pair in pairs])
+def _each(pairs: Sequence[Pair], rules: Rules) -> Iterable[_Judged]:
+    """Every arm by its own test, corrected over all of a study's comparisons."""
+    adjust, alpha, margin = statistics.ADJUST[rules.correction], rules.alpha, rules.equivalence
+    p = np.array([pair.compare(1 - alpha).p for pair in pairs])
     corrected = adjust(p)
-    alphas = statistics.interval_alphas(p, corrected, rules.correction, rules.alpha)
-    margin = rules.equivalence
+    alphas = statistics.interval_alphas(p, corrected, rules.correction, alpha)
     equal = np.array([pair.equivalence_p(margin) if margin else np.nan for pair in pairs])
     surely_equal = adjust(equal)
-    rows = []
     for i, pair in enumerate(pairs):
-        found = pair.compare(1 - alphas[i])
-        verdict = _verdict(pair, found.delta, corrected[i], surely_equal[i], rules.alpha)
-        level = 1 - alphas[i]
-        if verdict == "equivalent":
-            # the two one-sided tests at this row's step of the correction: 1 − 2α, α = .05 · p/p'
-            share = rules.alpha * equal[i] / surely_equal[i] if surely_equal[i] else rules.alpha
-            level = 1 - 2 * share
-            found = pair.compare(level)
-        rows.append(
-            _row(pair, found, level)
-            | {"p_corrected": corrected[i], "correction": rules.correction, "verdict": verdict}
+        same = bool(surely_equal[i] < alpha)  # NaN is not below
+        level = 1 - (_tost_alpha(equal[i], surely_equal[i], alpha) * 2 if same else alphas[i])
+        found = pair.compare(level)
+        kind = "student-t" if found.test.endswith(" t") else found.test
+        yield _Judged(
+            pair, found, _interval(kind, level), float(corrected[i]), same, pair.x, pair.y
         )
-    return rows
 
 
-def _row(pair: _Pair, found: Comparison, level: float) -> dict[str, object]:
-    kind = "student-t" if found.test.endswith(" t") else found.test
+def _dunnett(pairs: Sequence[Pair], rules: Rules) -> Iterable[_Judged]:
+    """All arms of a metric by one test; metrics are put together by Bonferroni."""
+    metrics = dict.fromkeys(pair.metric for pair in pairs)
+    for metric in metrics:
+        yield from _one_dunnett([q for q in pairs if q.metric == metric], rules, len(metrics))
+
+
+def _one_dunnett(pairs: Sequence[Pair], rules: Rules, metrics: int) -> Iterable[_Judged]:
+    there = [pair for pair in pairs if len(pair.by_seed)]
+    samples, fit, name = _fit(there)
+    missing = len(pairs) - len(there)
+    none = np.empty(0)
+    if fit is None:
+        for pair in pairs:
+            x, y = samples.get(pair.arm, (none, none))
+            delta = float(x.mean() - y.mean()) if len(x) and len(y) else np.nan
+            found = Comparison(delta, np.nan, np.nan, len(x), np.nan, name)
+            yield _Judged(pair, found, "", np.nan, False, x, y)
+        return
+    # an arm that was planned and has no values still counts
+    whole = Dunnett(
+        fit.delta, fit.error, fit.degrees, np.append(fit.weights, [np.sqrt(0.5)] * missing)
+    )
+    bound = whole.quantile(1 - rules.alpha / metrics)
+    corrected = np.minimum(whole.corrected() * metrics, 1.0)
+    equal = _pooled_tost(whole, rules.equivalence)
+    surely_equal = statistics.holm(np.append(equal, [np.nan] * (len(pairs) * metrics - len(equal))))
+    for pair in pairs:
+        if pair.arm not in samples:
+            found = Comparison(np.nan, np.nan, np.nan, 0, np.nan, name)
+            yield _Judged(pair, found, "", np.nan, False, none, none)
+            continue
+        i = there.index(pair)
+        same = bool(surely_equal[i] < rules.alpha)
+        half, interval = bound * fit.error[i], _interval("dunnett", 1 - rules.alpha / metrics)
+        if same:
+            level = 1 - 2 * _tost_alpha(equal[i], surely_equal[i], rules.alpha)
+            half = statistics.t_quantile(level, fit.degrees) * fit.error[i]
+            interval = _interval("pooled t", level)
+        delta, (x, y) = float(fit.delta[i]), samples[pair.arm]
+        p = 2 * float(stats.t.sf(abs(fit.t[i]), fit.degrees))
+        found = Comparison(delta, delta - half, delta + half, len(x), p, name)
+        yield _Judged(pair, found, interval, float(corrected[i]), same, x, y)
+
+
+def _fit(pairs: Sequence[Pair]) -> tuple[dict[str, tuple[Array, Array]], Dunnett | None, str]:
+    """The values of each arm and the baseline, what fits them, and the test's name."""
+    if not pairs or not len(pairs[0].baseline_by_seed):
+        return {}, None, "Dunnett t"
+    base = pairs[0].baseline_by_seed
+    shared = base.index
+    for pair in pairs:
+        shared = shared.intersection(pair.by_seed.index)
+    blocked = len(shared) >= 2
+    chosen = [pair.by_seed.loc[shared] if blocked else pair.by_seed for pair in pairs]
+    y = np.array(base.loc[shared] if blocked else base, dtype=float)
+    arms = [np.array(values, dtype=float) for values in chosen]
+    samples = {pair.arm: (x, y) for pair, x in zip(pairs, arms, strict=True)}
+    if blocked:
+        return samples, statistics.dunnett_blocked(np.array(arms), y), "Dunnett t by seed"
+    return samples, statistics.dunnett_unpaired(arms, y), "Dunnett t"
+
+
+def _pooled_tost(fit: Dunnett, margin: float | None) -> Array:
+    """The larger of both one-sided p of each arm, with the pooled error; NaN without a margin."""
+    if margin is None:
+        return np.full(len(fit.delta), np.nan)
+    above = stats.t.sf((fit.delta + margin) / fit.error, fit.degrees)
+    below = stats.t.cdf((fit.delta - margin) / fit.error, fit.degrees)
+    larger: Array = np.maximum(above, below)
+    return larger
+
+
+def _tost_alpha(p: float, corrected: float, alpha: float) -> float:
+    """The α of an equivalence test at its own step of the correction."""
+    return alpha * p / corrected if corrected else alpha
+
+
+def _interval(kind: str, level: float) -> str:
+    return f"{kind} {100 * level:.6g}%"
+
+
+def _row(judged: _Judged, rules: Rules) -> dict[str, object]:
+    pair, found = judged.pair, judged.found
     lost = ""
     if pair.failed or pair.baseline_failed:
         lost = (
@@ -228,23 +236,27 @@ def _row(pair: _Pair, found: Comparison, level: float) -> dict[str, object]:
         "arm": pair.arm,
         "baseline": pair.baseline,
         "n": found.n,
-        "mean": pair.x.mean() if len(pair.x) else np.nan,
-        "baseline_mean": pair.y.mean() if len(pair.y) else np.nan,
+        "mean": judged.x.mean() if len(judged.x) else np.nan,
+        "baseline_mean": judged.y.mean() if len(judged.y) else np.nan,
         "delta": found.delta,
         "low": found.low,
         "high": found.high,
-        "interval": f"{kind} {100 * level:.6g}%",
+        "interval": judged.interval,
         "test": found.test + lost,
         "p": found.p,
+        "p_corrected": judged.corrected,
+        "correction": rules.correction,
+        "verdict": _verdict(judged, rules.alpha),
     }
 
 
-def _verdict(pair: _Pair, delta: float, p: float, equal: float, alpha: float) -> str:
+def _verdict(judged: _Judged, alpha: float) -> str:
+    pair, delta = judged.pair, judged.found.delta
     gain = delta if describe(pair.metric).higher_is_better else -delta
     claim = "undecided"
-    if equal < alpha:  # NaN is not below
+    if judged.equivalent:
         claim = "equivalent"
-    elif p < alpha:
+    elif judged.corrected < alpha:  # NaN is not below
         claim = "better" if gain > 0 else "worse"
     lost, theirs = pair.failed * pair.baseline_runs, pair.baseline_failed * pair.runs
     if (lost > theirs and claim in ("better", "equivalent")) or (
@@ -252,17 +264,6 @@ def _verdict(pair: _Pair, delta: float, p: float, equal: float, alpha: float) ->
     ):
         return "undecided"
     return claim
-
-
-def _by_seed(group: pd.DataFrame) -> pd.Series[float]:
-    return usable(group).set_index("seed")["final"].sort_index()
-
-
-def _failed(group: pd.DataFrame) -> int:
-    """Runs that failed or ended without a finite value; unfinished ones are not counted."""
-    done = group["status"] == "done"
-    diverged = done & ~np.isfinite(group["final"].to_numpy(dtype=float))
-    return int(((group["status"] == "failed") | diverged).sum())
 
 
 def _number(key: str, given: object, wanted: str, fits: Callable[[float], bool]) -> float:

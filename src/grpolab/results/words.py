@@ -64,6 +64,8 @@ def _ruled_out(row: dict[Any, Any]) -> str:
 def _needed(row: dict[Any, Any], family: int, alpha: float) -> str:
     """How many seeds would decide, were the true difference the one seen."""
     level = _level(row["interval"])
+    if str(row["interval"]).startswith("dunnett"):
+        level = 1 - (1 - level) / family  # of all arms together, as Bonferroni would have it of one
     exact = str(row["test"]).startswith(EXACT)
     least = seeds_for_sign_flip(_steps(level, alpha, family), alpha) if exact else 2
     if not row["delta"]:

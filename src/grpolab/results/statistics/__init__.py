@@ -3,6 +3,14 @@
 The unit of replication is the seed. One module a question; each names its sources.
 """
 
+from grpolab.results.statistics.aggregate import (
+    improvement,
+    improvement_interval,
+    interquartile_mean,
+    performance_profile,
+    profile_band,
+    stratified_interval,
+)
 from grpolab.results.statistics.compare import (
     Comparison,
     minimum_sign_flip_p,
@@ -19,6 +27,15 @@ from grpolab.results.statistics.correction import (
     holm,
     interval_alphas,
 )
+from grpolab.results.statistics.curves import (
+    Crossing,
+    area_per_token,
+    crossing,
+    final_value,
+    median_crossing,
+)
+from grpolab.results.statistics.dunnett import Dunnett, dunnett_blocked, dunnett_unpaired
+from grpolab.results.statistics.effects import hedges_g, paired_effect
 from grpolab.results.statistics.equivalence import (
     Equivalence,
     tost_paired,
@@ -34,29 +51,53 @@ from grpolab.results.statistics.intervals import (
     mean_interval,
     t_quantile,
 )
+from grpolab.results.statistics.prompts import paired_by_prompt, pass_at_k, pass_at_k_interval
+from grpolab.results.statistics.rates import fisher, mcnemar, wilson
 
 __all__ = [
     "ADJUST",
     "Comparison",
+    "Crossing",
+    "Dunnett",
     "Equivalence",
     "Floats",
     "Interval",
+    "area_per_token",
     "benjamini_hochberg",
     "bonferroni",
     "bootstrap_interval",
+    "crossing",
+    "dunnett_blocked",
+    "dunnett_unpaired",
+    "final_value",
+    "fisher",
+    "hedges_g",
     "holm",
+    "improvement",
+    "improvement_interval",
+    "interquartile_mean",
     "interval",
     "interval_alphas",
+    "mcnemar",
     "mean_interval",
+    "median_crossing",
     "minimum_sign_flip_p",
     "paired",
+    "paired_by_prompt",
+    "paired_effect",
+    "pass_at_k",
+    "pass_at_k_interval",
+    "performance_profile",
     "permutation_test",
+    "profile_band",
     "sign_flip",
     "sign_flip_test",
+    "stratified_interval",
     "t_quantile",
     "tost_paired",
     "tost_permutation",
     "tost_sign_flip",
     "tost_welch",
     "welch",
+    "wilson",
 ]
