@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 @pytest.mark.parametrize("method", ["percentile", "bca"])
-def test_bootstrap_agrees_with_scipy(method: str) -> None:
+def test_bootstrap_agrees_with_scipy(method: Literal["percentile", "bca"]) -> None:
     data = rng(3).exponential(1.0, 25)
     theirs = stats.bootstrap(
         (data,), np.mean, method=method, n_resamples=20_000, rng=rng(1)

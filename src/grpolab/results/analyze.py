@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -19,10 +19,11 @@ from grpolab.results.summary import (
     check_one_study,
     run_values,
 )
+from grpolab.results.tables import write_verdicts
 from grpolab.results.verdicts import Rules, in_words, verdicts
 from grpolab.tracking.folder import write_atomically
 
-_SCRIPT_DEFAULTS = {
+_SCRIPT_DEFAULTS: dict[str, str | None] = {
     "sweep": "latest",
     "study": None,
     "uri": None,
@@ -30,6 +31,10 @@ _SCRIPT_DEFAULTS = {
     "metric": "eval/accuracy",
     "out": "figures",
     "dark": "false",
+    "equivalence": None,
+    "correction": "holm",
+    "alpha": "0.05",
+    "test": "auto",
 }
 
 
@@ -91,7 +96,10 @@ def analyze(
         out=folder,
         verdicts_csv=folder / "verdicts.csv",
         runs_csv=folder / "runs.csv",
-        tables=write_tables(arms, folder / "tables"),
+        tables=(
+            *write_tables(arms, folder / "tables"),
+            *write_verdicts(judged, folder / "tables"),
+        ),
         figures=drawing.save(drawn, folder / "figures", both),
         left_out=left_out,
         verdicts=judged,
@@ -160,11 +168,13 @@ class ScriptInput:
     results: Results
     metric: str
     out: Path
-    dark: bool = False
+    dark: bool
+    rules: Rules
 
 
 def script_input(argv: Sequence[str]) -> ScriptInput:
-    """`key=value` arguments: sweep (latest), study, uri, output_dir, metric, out (figures), dark.
+    """`key=value` arguments: sweep (latest), study, uri, output_dir, metric, out (figures), dark,
+    and the verdicts' rules equivalence, correction, alpha, test.
 
     Values stay text (a sweep called 1e5 is no number). ResultsError for any other key.
     """
@@ -175,11 +185,12 @@ def script_input(argv: Sequence[str]) -> ScriptInput:
             raise refuse(key, value, "no such argument of this script", sorted(given), key)
         given[key] = None if value in ("", "null") else value
     text = {key: given[key] or default for key, default in _SCRIPT_DEFAULTS.items() if default}
+    rules = Rules.of(text["alpha"], text["correction"], text["test"], given["equivalence"])
     results = load(
         output_dir=text["output_dir"], sweep=given["sweep"], study=given["study"], uri=given["uri"]
     )
     dark = drawing.truth("dark", text["dark"])
-    return ScriptInput(results, text["metric"], Path(text["out"]), dark)
+    return ScriptInput(results, text["metric"], Path(text["out"]), dark, rules)
 
 
 def draw_script(name: str, argv: Sequence[str]) -> int:
@@ -187,7 +198,7 @@ def draw_script(name: str, argv: Sequence[str]) -> int:
     try:
         given = script_input(argv)
         check_one_study(given.results)
-        judged = verdicts(given.results, given.metric)
+        judged = verdicts(given.results, given.metric, **asdict(given.rules))
         drawn, _ = drawing.draw(drawing.Source(given.results, given.metric, judged), [name])
     except ResultsError as error:
         print(error, file=sys.stderr)

@@ -1,0 +1,87 @@
+"""Tables of verdicts: bold only where something was found, and a note that says what they are."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from grpolab.results.tables import latex, note, verdicts_latex, verdicts_markdown, write_verdicts
+from grpolab.results.verdicts import VERDICT_COLUMNS
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    rows = [
+        ("clip=a_b", 8, 0.61, 0.5, 0.11, 0.05, 0.17, "paired t", 0.0001, 0.0002, "better"),
+        ("clip=c", 8, 0.69, 0.5, 0.19, -0.05, 0.43, "paired t", 0.1, 0.1, "undecided"),
+        ("clip=d", 0, *[math.nan] * 5, "paired t; failed: 8 of 8, baseline 0 of 8",
+         math.nan, math.nan, "undecided"),
+    ]  # fmt: skip
+    full = [
+        ("s", "eval/pass@8", arm, "baseline", n, mean, base, delta, low, high,
+         "student-t 98.3333%", test, p, corrected, "holm", verdict)
+        for arm, n, mean, base, delta, low, high, test, p, corrected, verdict in rows
+    ]  # fmt: skip
+    return pd.DataFrame(full, columns=list(VERDICT_COLUMNS))
+
+
+def test_markdown(table: pd.DataFrame) -> None:
+    lines = verdicts_markdown(table).splitlines()
+    assert lines[2] == (
+        r"| eval/pass@8 | clip=a\_b | 8 | 0.610 | 0.500 | **+0.110** | [+0.050, +0.170] "
+        "| <.001 | better |"
+    )
+    # the largest difference is not found, so it is not bold
+    assert "| +0.190 | [-0.050, +0.430] | 0.100 | undecided |" in lines[3]
+    assert lines[4] == "| eval/pass@8 | clip=d | 0 | – | – | – | – | – | undecided |"
+    assert {line.count("|") for line in lines[:5]} == {10}
+
+
+def test_latex(table: pd.DataFrame) -> None:
+    text = verdicts_latex(table)
+    rows = [line.strip() for line in text.splitlines() if line.endswith(r"\\")]
+    assert rows[1] == (
+        r"eval/pass@8 & clip=a\_b & 8 & 0.610 & \bfseries +0.110 & [+0.050, +0.170] & $<$.001 "
+        r"& better \\"
+    )
+    assert text.count(r"\bfseries") == 1
+    assert "[$-$0.050, +0.430]" in rows[2]
+    # an S column takes what is no number only in braces
+    assert rows[3].count("{--}") == 2
+    assert {row.count(" & ") for row in rows} == {7}
+    for command in ("toprule", "midrule", "bottomrule"):
+        assert text.count(rf"\{command}") == 1
+    assert text.count("{") == text.count("}")
+    caption = re.search(r"\\caption\{(.*)\}", text)
+    assert caption
+    assert r"10 \% of evaluations" in caption[1]
+
+
+def test_special_characters() -> None:
+    assert latex(r"a_b & 50% {x} \y #1 $2 ~ ^") == (
+        r"a\_b \& 50\% \{x\} \textbackslash{}y \#1 \$2 \textasciitilde{} \textasciicircum{}"
+    )
+
+
+def test_the_note_says_n_interval_test_and_correction(table: pd.DataFrame) -> None:
+    text = note(table)
+    for part in ("n = 0 to 8 runs", "student-t 98.3333%", "paired t", "holm over 3 comparisons",
+                 "failed: 8 of 8", "Bold: better or worse after correction"):  # fmt: skip
+        assert part in text
+    empty = table.iloc[:0]
+    assert note(empty) == "No arm to compare with a baseline."
+    assert verdicts_latex(empty).count(r"\\") == 1
+
+
+def test_files(table: pd.DataFrame, tmp_path: Path) -> None:
+    made = write_verdicts(table, tmp_path / "t")
+    assert sorted(path.name for path in (tmp_path / "t").iterdir()) == [
+        "verdicts.csv", "verdicts.md", "verdicts.tex",
+    ]  # fmt: skip
+    read = pd.read_csv(io.StringIO(made[0].read_text()))
+    pd.testing.assert_frame_equal(read, table)
