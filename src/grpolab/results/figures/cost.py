@@ -96,7 +96,9 @@ def seconds(results: Results) -> pd.DataFrame:
     table = table[np.isfinite(table[STEP].to_numpy(dtype=float))]
     spent = table[wanted[1:]].fillna(0.0)
     other = (table[STEP] - spent.sum(axis="columns")).clip(lower=0.0)
-    return pd.concat([table[["arm", "job_id", STEP]], spent, other.rename("other")], axis="columns")
+    columns = [table[["arm", "job_id", STEP]], spent, other.rename("other")]
+    found: pd.DataFrame = pd.concat(columns, axis="columns")
+    return found
 
 
 def _after_the_first(values: pd.Series[float]) -> float:
@@ -135,7 +137,7 @@ def threshold(results: Results, metric: str = "eval/accuracy", level: float | No
         for axes, x in zip(pair, ("tokens", "wall"), strict=True):
             for y, arm in enumerate(arms):
                 _times(axes, y, reached[reached["arm"] == arm], x, styles[arm])
-            axes.set_xlim(left=0)
+            axes.set_xlim(left=-0.02 * axes.get_xlim()[1])
             axes.set_xlabel(X_LABELS[x])
             axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         pair[0].xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -184,9 +186,7 @@ def first_reached(results: Results, metric: str, level: float) -> pd.DataFrame:
 def _times(axes: Axes, y: int, runs: pd.DataFrame, x: str, look: ArmStyle) -> None:
     there, never = runs.loc[runs["reached"], x], runs.loc[~runs["reached"], x]
     axes.plot(there, np.full(len(there), y), "o", ms=2.8, mfc="none", mec=look.colour, mew=0.7)
-    axes.plot(
-        never, np.full(len(never), y), ">", ms=3.4, mfc="white", mec="0.5", mew=0.7, clip_on=False
-    )
+    axes.plot(never, np.full(len(never), y), ">", ms=3.4, mfc="white", mec="0.5", mew=0.7)
     # the median is known while more than half of the runs got there
     if 2 * len(there) > len(runs):
         times = np.where(runs["reached"], runs[x], np.inf)

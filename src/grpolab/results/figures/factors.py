@@ -176,7 +176,7 @@ def factorial(results: Results, metric: str = "eval/accuracy") -> Drawn:
     low, high = float(means.min()), float(means.max())
     if not math.isfinite(low):
         raise NothingToDrawError(f"figures=factorial: no finished run has {metric}")
-    ys, xs = _levels(values["row"]), _levels(values["column"])
+    ys, xs = _levels(values, "row"), _levels(values, "column")
     with matplotlib.rc_context(style.PAPER):
         width = min(style.DOUBLE_COLUMN, (1.2 + 0.85 * len(xs)) * len(panels) + 0.6)
         figure = style.new_figure(width, 0.75 + 0.42 * len(ys))
@@ -213,13 +213,12 @@ def _crossed(values: pd.DataFrame) -> tuple[str, str, list[str]]:
     raise NothingToDrawError("figures=factorial: no two swept factors were crossed in all levels")
 
 
-def _levels(texts: pd.Series[str]) -> list[str]:
-    """The levels of a factor: numbers in their order, then words."""
-    found = set(texts)
-    return sorted(
-        found,
-        key=lambda t: (math.isnan(number(t)), number(t) if number(t) == number(t) else 0.0, t),
-    )
+def _levels(values: pd.DataFrame, column: str) -> list[str]:
+    """The levels of a factor: numbers in their order, then words, the baseline's first."""
+    texts, own = set(values[column]), set(values.loc[values["baseline"], column])
+    words = [text for text in texts if math.isnan(number(text))]
+    words.sort(key=lambda text: (text not in own, text))
+    return [*sorted(texts - set(words), key=number), *words]
 
 
 def _cells(

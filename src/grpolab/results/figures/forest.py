@@ -98,8 +98,10 @@ def _frame(axes: Axes, rows: pd.DataFrame, margin: float | None) -> None:
 def _draw_row(axes: Axes, y: int, row: dict[Any, Any]) -> None:
     delta, low, high = float(row["delta"]), float(row["low"]), float(row["high"])
     look = LOOKS[str(row["verdict"])]
+    _, _, failed = str(row["test"]).partition("; failed: ")
+    lost = f"  failed {failed.split(',')[0]}" if failed and not failed.startswith("0 ") else ""
     if not math.isfinite(delta):
-        note(axes, y, f"n = {row['n']}  no finished run to compare")
+        note(axes, y, f"n = {row['n']}  nothing to compare{lost}")
         return
     # a bound of NaN or infinity: nothing is drawn rather than a bar that ends somewhere
     if math.isfinite(low) and math.isfinite(high):
@@ -111,7 +113,7 @@ def _draw_row(axes: Axes, y: int, row: dict[Any, Any]) -> None:
         [delta], [y], look.marker, color=look.colour, ms=5, mew=1,
         mfc=look.colour if look.filled else "white", zorder=4,
     )  # fmt: skip
-    note(axes, y, f"n = {row['n']}  {delta:+.3f} {span}".replace("-", "−"))
+    note(axes, y, f"n = {row['n']}  {delta:+.3f} {span}{lost}".replace("-", "−"))
 
 
 def _legend(figure: Figure, rows: pd.DataFrame, margin: float | None) -> None:
@@ -133,7 +135,7 @@ def _caption(rows: pd.DataFrame, margin: float | None) -> str:
     baseline = style.readable(str(rows["baseline"].iloc[0]))
     means = ", ".join(sorted({f"{value:.3f}" for value in rows["baseline_mean"].dropna()}))
     kinds = ", ".join(dict.fromkeys(str(kind) for kind in rows["interval"] if kind))
-    tests = ", ".join(dict.fromkeys(str(test) for test in rows["test"]))
+    tests = ", ".join(dict.fromkeys(str(test).partition(";")[0] for test in rows["test"]))
     sizes = [int(n) for n in rows["n"]]
     n = f"n = {sizes[0]}" if len(set(sizes)) == 1 else f"n = {min(sizes)} to {max(sizes)}"
     better = "right" if metric.higher_is_better else "left"
@@ -146,6 +148,7 @@ def _caption(rows: pd.DataFrame, margin: float | None) -> str:
             "seed, beside each row.",
             f"Verdicts, by colour and marker, from p by {tests}, corrected over arms: "
             f"{', '.join(dict.fromkeys(str(c) for c in rows['correction']))}.",
+            "Failed runs have no value and leave n; how many failed stands beside their arm.",
             band,
             f"{metric.label} ({metric.name}): {metric.definition}.",
         ]

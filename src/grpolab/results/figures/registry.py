@@ -54,6 +54,9 @@ def _forest(source: Source) -> Drawn:
 
 def _learning_curves(source: Source) -> Drawn:
     metrics = curve_metrics(source.results, source.metric)
+    if not metrics:
+        listed = " or ".join(dict.fromkeys([*CURVE_METRICS, source.metric]))
+        raise NothingToDrawError(f"figures=learning_curves: no run logged {listed}")
     return Drawn(
         learning_curves(source.results, metrics), learning_curves_caption(source.results, metrics)
     )
