@@ -34,6 +34,9 @@ class Scripted:
         self.closed: list[bool] = []
         self._running: dict[str, RunFolder] = {}
 
+    def prepare(self, jobs: int) -> None:
+        """Nothing to start."""
+
     def submit(self, key: str, raw: Mapping[str, Any]) -> None:
         self.started.append(key)
         self._running[key] = run_folder(raw)

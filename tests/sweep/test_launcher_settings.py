@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from omegaconf import OmegaConf
 
@@ -23,6 +24,7 @@ from grpolab.sweep.explain import conf_dir
 from grpolab.sweep.job import run_folder
 from grpolab.sweep.launchers.base import DIED, Ended, Launcher
 from grpolab.sweep.launchers.batch import Refused, last_words
+from grpolab.sweep.launchers.local import LocalPool
 from grpolab.sweep.launchers.ray import Ray
 from grpolab.sweep.launchers.slurm import REFUSALS, Slurm, SlurmPool
 
@@ -356,3 +358,30 @@ def test_a_signal_after_the_end_is_too_late(raws: dict[str, Any], tmp_path: Path
     done = subprocess.run([sys.executable, "-c", script, given], check=False)
     assert done.returncode == 0
     assert errand.read_answer() == ("done", None)
+
+
+def test_processes_that_are_ready_are_used(tmp_path: Path) -> None:
+    pool = LocalPool([None, None, None], fresh=False, scratch=tmp_path)
+    pool.prepare(2)
+    ready = children()
+    assert len(ready) == 2
+    # refused by the worker, so that nothing is trained: what counts is who answered
+    raw = {"output_dir": str(tmp_path), "study": "s", "nonsense": 1}
+    pool.submit("a", raw)
+    pool.submit("b", raw)
+    assert children() == ready
+    ended: list[str] = []
+    while len(ended) < 2:
+        ended += [e.key for e in pool.wait(1.0)]
+    pool.close()
+    assert sorted(ended) == ["a", "b"]
+    assert children() == set()
+
+
+def children() -> set[int]:
+    """Worker processes that this one has started and that are alive."""
+    return {
+        p.pid
+        for p in psutil.Process().children()
+        if p.status() != psutil.STATUS_ZOMBIE and "grpolab.sweep.worker" in p.cmdline()
+    }

@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from grpolab.component import ConfigError
 from grpolab.config import Run, bind_run
 from grpolab.sweep.compose import Command, Sweep, expand, parse_command
 from grpolab.sweep.explain import conf_dir
+from grpolab.sweep.launchers.base import Pool
 from grpolab.sweep.manifest import (
     Member,
     find_manifest,
@@ -73,14 +77,15 @@ def run_one(raw: dict[str, Any], run: Run) -> int:
 
 
 def _run_sweep(command: Command, sweep: Sweep, run: Run, arms: list[Member], launcher: Any) -> int:
-    sweep_id, parent = _enter(command, sweep, run, arms)
+    folders = [RunFolder(Path(run.output_dir) / run.study / m.job_id) for m in arms]
+    left = sum(f.status()["state"] != "done" for f in folders)
+    sweep_id, parent, work = _enter(command, sweep, run, arms, launcher, left)
     names = {m.arm for m in arms}
     print(f"Sweep {sweep_id}: {len(arms)} runs, {len(names)} arms, study {run.study}.", flush=True)
-    folders = [RunFolder(Path(run.output_dir) / run.study / m.job_id) for m in arms]
     finished = "KILLED"
     try:
-        if launcher is not None:
-            _drive(launcher, sweep, run, arms, sweep_id)
+        if work is not None:
+            _drive(work, run, arms, shown=run.tracking.progress and not launcher.in_process)
         else:
             _hand_to_hydra(command, sweep, sweep_id)
         failed = any(f.status()["state"] != "done" for f in folders)
@@ -91,6 +96,28 @@ def _run_sweep(command: Command, sweep: Sweep, run: Run, arms: list[Member], lau
     return _report(folders, run, sweep_id=sweep_id)
 
 
+@dataclass(frozen=True)
+class Work:
+    """A sweep's resolved configurations by job id, and where they run."""
+
+    jobs: dict[str, dict[str, Any]]
+    pool: Pool
+
+
+def _prepared(
+    launcher: Any, sweep: Sweep, run: Run, arms: list[Member], sweep_id: str, left: int
+) -> Work:
+    """The jobs and their places, which start while MLflow is met."""
+    from grpolab.sweep.drive import scratch_folder
+
+    raws = [
+        {**job.raw, "tracking": {**job.raw["tracking"], "sweep": sweep_id}} for job in sweep.jobs
+    ]
+    pool = launcher.pool(raws, scratch_folder(run.output_dir, run.study, sweep_id))
+    pool.prepare(left)
+    return Work(dict(zip((m.job_id for m in arms), raws, strict=True)), pool)
+
+
 def _end_parent(client: Any, run_id: str, status: str) -> None:
     try:
         client.set_terminated(run_id, status=status)
@@ -99,27 +126,35 @@ def _end_parent(client: Any, run_id: str, status: str) -> None:
               "grpolab sync tells it.", file=sys.stderr)  # fmt: skip
 
 
-def _drive(launcher: Any, sweep: Sweep, run: Run, arms: list[Member], sweep_id: str) -> None:
+def _drive(work: Work, run: Run, arms: list[Member], *, shown: bool) -> None:
     """Runs the jobs through a launcher of ours."""
-    from grpolab.sweep.drive import Driver, scratch_folder
+    from grpolab.sweep.drive import Driver
     from grpolab.sweep.watch import SweepProgress
 
-    raws = [
-        {**job.raw, "tracking": {**job.raw["tracking"], "sweep": sweep_id}} for job in sweep.jobs
-    ]
-    jobs = dict(zip((m.job_id for m in arms), raws, strict=True))
     study = Path(run.output_dir) / run.study
-    pool = launcher.pool(raws, scratch_folder(run.output_dir, run.study, sweep_id))
-    members = [vars(m) for m in arms]
-    shown = run.tracking.progress and not launcher.in_process
-    with SweepProgress(study, members, enabled=shown) as progress:
-        Driver(
-            jobs,
-            pool,
+    with SweepProgress(study, [vars(m) for m in arms], enabled=shown) as progress:
+
+        def show(running: list[str]) -> None:
+            progress.show(running)
+            if not driver.waiting and len(running) < work.pool.size:
+                _load_figures()  # with a processor that has nothing left to do
+
+        driver = Driver(
+            work.jobs,
+            work.pool,
             retry_failed=run.retry == "failed",
             stop_on_error=run.on_error == "stop",
-            show=progress.show,
-        ).run()
+            show=show,
+        )
+        driver.run()
+
+
+@cache
+def _load_figures() -> None:
+    """Imports what draws the closing figures, in a thread of its own; once."""
+    threading.Thread(
+        target=importlib.import_module, args=("grpolab.results.analyze",), daemon=True
+    ).start()
 
 
 def own_launcher(settings: dict[str, Any]) -> Any:
@@ -140,10 +175,10 @@ def own_launcher(settings: dict[str, Any]) -> Any:
 
 
 def _enter(
-    command: Command, sweep: Sweep, run: Run, arms: list[Member]
-) -> tuple[str, tuple[Any, str] | None]:
-    """The sweep's id and its MLflow run. The same sweep asked for again stays one sweep, also when
-    two drivers ask at once."""
+    command: Command, sweep: Sweep, run: Run, arms: list[Member], launcher: Any, left: int
+) -> tuple[str, tuple[Any, str] | None, Work | None]:
+    """The sweep's id, its MLflow run, and its work where the launcher is ours. The same sweep asked
+    for again stays one sweep, also when two drivers ask at once."""
     from filelock import FileLock
 
     folder = Path(run.output_dir) / run.study / "sweeps"
@@ -151,17 +186,23 @@ def _enter(
     with FileLock(str(folder / ".lock")):
         known = find_manifest(run.output_dir, run.study, arms)
         sweep_id = str(known["sweep"]) if known else new_sweep_id()
-        parent = _open_parent(run, sweep_id, sweep, command, known)
-        write_manifest(
-            manifest_path(run.output_dir, run.study, sweep_id),
-            sweep_id=sweep_id,
-            study=run.study,
-            parent_run_id=parent[1] if parent else (known or {}).get("parent_run_id"),
-            command=["grpolab", "train", *command.words],
-            factors=sweep.factors,
-            jobs=arms,
-        )
-    return sweep_id, parent
+        work = _prepared(launcher, sweep, run, arms, sweep_id, left) if launcher else None
+        try:
+            parent = _open_parent(run, sweep_id, sweep, command, known)
+            write_manifest(
+                manifest_path(run.output_dir, run.study, sweep_id),
+                sweep_id=sweep_id,
+                study=run.study,
+                parent_run_id=parent[1] if parent else (known or {}).get("parent_run_id"),
+                command=["grpolab", "train", *command.words],
+                factors=sweep.factors,
+                jobs=arms,
+            )
+        except BaseException:
+            if work:
+                work.pool.close(kill=True)
+            raise
+    return sweep_id, parent, work
 
 
 def _open_parent(

@@ -41,6 +41,7 @@ class Worker:
 
     def loop(self) -> None:
         """Runs jobs until stdin ends."""
+        load_what_jobs_need()
         while (job := self._jobs.get()) is not None:
             state, reason = self._run(job["raw"])
             self._replies.write(
@@ -77,6 +78,14 @@ class Worker:
         torch.set_num_threads(self._threads or torch.get_num_threads())
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def load_what_jobs_need() -> None:
+    """Imports that every job pays for, while the first one is still on its way."""
+    import torch  # noqa: F401
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+    import grpolab.sweep.job  # noqa: F401
 
 
 def attend(raw: dict[str, Any]) -> tuple[str, str | None]:

@@ -31,6 +31,9 @@ class Pool(Protocol):
 
     size: int
 
+    def prepare(self, jobs: int) -> None:
+        """So many jobs will come: processes for them may start now and pay for their imports."""
+
     def submit(self, key: str, raw: Mapping[str, Any]) -> None:
         """Starts a job; called while fewer than `size` are running."""
 

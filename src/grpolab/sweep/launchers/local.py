@@ -102,6 +102,9 @@ class InProcess:
     def __init__(self) -> None:
         self._ended: list[Ended] = []
 
+    def prepare(self, jobs: int) -> None:
+        """This process is there."""
+
     def submit(self, key: str, raw: Mapping[str, Any]) -> None:
         from grpolab.sweep.job import run_folder, run_job
 
@@ -120,7 +123,7 @@ class InProcess:
 
 
 class LocalPool:
-    """Worker processes, made when a job comes."""
+    """Worker processes, made ahead or when a job comes."""
 
     def __init__(self, places: Sequence[int | None], fresh: bool, scratch: Path) -> None:
         self.size, self.fresh, self.scratch = len(places), fresh, scratch
@@ -128,6 +131,9 @@ class LocalPool:
         self._free = list(places)
         self._idle: list[WorkerProcess] = []
         self._running: dict[str, WorkerProcess] = {}
+
+    def prepare(self, jobs: int) -> None:
+        self._idle += [self._start() for _ in range(min(jobs, len(self._free)))]
 
     def submit(self, key: str, raw: Mapping[str, Any]) -> None:
         worker = self._idle.pop() if self._idle else self._start()

@@ -215,6 +215,9 @@ class RayPool:
         """(actor, the answer to come, the sign that the actor has started)"""
         self._withdrawn: list[str] = []
 
+    def prepare(self, jobs: int) -> None:
+        """Places are asked for job by job: what waits would keep them from others."""
+
     def submit(self, key: str, raw: Mapping[str, Any]) -> None:
         actor = self._idle.pop() if self._idle else self._start()
         self._running[key] = (actor, actor.run.remote(key, dict(raw)), actor.hello.remote())

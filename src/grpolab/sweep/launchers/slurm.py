@@ -156,6 +156,9 @@ class SlurmPool:
         self._looked = -math.inf
         self._refusals, self._not_before = 0, -math.inf
 
+    def prepare(self, jobs: int) -> None:
+        """Places are asked for job by job: what waits would keep them from others."""
+
     def submit(self, key: str, raw: Mapping[str, Any]) -> None:
         self._new.append(Errand(key, raw, str(self.folder)))
 
