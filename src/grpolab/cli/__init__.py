@@ -49,6 +49,12 @@ def _analyze(arguments: Sequence[str]) -> int:
     return analyze(arguments)
 
 
+def _report(arguments: Sequence[str]) -> int:
+    from grpolab.cli.report import report
+
+    return report(arguments)
+
+
 def _list(arguments: Sequence[str]) -> int:
     from grpolab.cli.inspect import list_components
 
@@ -83,6 +89,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "resume": (_resume, "goes on with what is not finished, without arguments"),
     "sync": (_sync, "sends MLflow what it has missed, each number once"),
     "analyze": (_analyze, "figures and tables of a sweep: grpolab analyze sweep=latest"),
+    "report": (_report, "a sweep as one HTML page: grpolab report sweep=latest"),
     "bench": (_bench, "seconds a step beside the peers and the limit: grpolab bench case=tiny"),
     "list": (_list, "every variant with formula, source and settings: grpolab list [group] [name]"),
     "doctor": (_doctor, "device, dtypes, versions, memory, what is missing"),

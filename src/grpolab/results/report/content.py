@@ -1,0 +1,192 @@
+"""What the page says beside verdicts and figures: configs, samples, crashes, provenance."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from grpolab.results.frames import FACTOR_PREFIX, Results
+from grpolab.results.summary import arms_of
+
+PROMPTS = 3  # shown side by side, from the first and from the last step that all arms share
+_LONGEST = 2000  # characters of a completion
+_UNTOLD = ("seed", "output_dir", "study", "tracking", "retry", "on_error", "checkpoint", "report")
+_DISTINCT = ("git_sha", "python", "platform", "gpu", "cpus", "threads", "world_size")
+# C0 but tab and newline, delete, C1, marks that turn the direction of what follows, half pairs
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt, and what each arm's policy made of it at a step; None: it was not logged there."""
+
+    step: int
+    seed: int
+    prompt: str
+    completions: dict[str, dict[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the runs come from."""
+
+    command: str | None = None
+    created: str | None = None
+    values: dict[str, list[str]] = field(default_factory=dict)
+    """{what: its distinct values over the runs}."""
+    changed_sources: bool = False
+
+
+def visible(text: object) -> str:
+    """Text with each character that a page hides, or that turns others round, as its escape."""
+    return _HIDDEN.sub(lambda match: ascii(match[0])[1:-1], str(text))
+
+
+def folders(output_dir: Path, runs: pd.DataFrame) -> dict[tuple[str, int], Path]:
+    """{(arm, seed): the run's folder} of those that are there."""
+    found = {}
+    for run in runs.itertuples(index=False):
+        path = output_dir / str(run.study) / str(run.job_id)
+        if path.is_dir():
+            found[str(run.arm), int(str(run.seed))] = path
+    return found
+
+
+def arms(results: Results) -> list[str]:
+    """The arms, baseline first."""
+    return [arm for _, arm, _, _ in arms_of(results.runs)]
+
+
+def config_differences(
+    results: Results, places: Mapping[tuple[str, int], Path]
+) -> dict[str, list[tuple[str, str, str]]]:
+    """{arm: [(key, the baseline's value, its own)]} from config.yaml, else from the factors."""
+    names = arms(results)
+    found: dict[str, dict[str, str]] = {}
+    for arm in names:
+        own = (path for (name, _), path in sorted(places.items()) if name == arm)
+        found[arm] = next((c for c in map(_config, own) if c), None) or _factors(results, arm)
+    base = found[names[0]] if names else {}
+    return {
+        arm: [
+            (key, base.get(key, "–"), found[arm].get(key, "–"))
+            for key in sorted(base.keys() | found[arm].keys())
+            if base.get(key, "–") != found[arm].get(key, "–")
+        ]
+        for arm in names[1:]
+    }
+
+
+def _config(folder: Path) -> dict[str, str] | None:
+    from omegaconf import OmegaConf
+
+    try:
+        raw: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except (OSError, ValueError):
+        return None
+    except Exception:  # what a YAML parser may raise: a damaged file has no differences to show
+        return None
+    return {k: v for k, v in _flat(raw) if k.split(".")[0] not in _UNTOLD}
+
+
+def _flat(node: Any, before: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _flat(value, f"{before}.{key}" if before else str(key))
+    else:
+        yield before, json.dumps(node, ensure_ascii=False).strip('"')
+
+
+def _factors(results: Results, arm: str) -> dict[str, str]:
+    row = results.runs[results.runs["arm"] == arm].iloc[0]
+    keys = [c for c in results.runs if c.startswith(FACTOR_PREFIX) and c != "factor.seed"]
+    return {key.removeprefix(FACTOR_PREFIX): str(row[key]) for key in keys}
+
+
+def samples(results: Results, places: Mapping[tuple[str, int], Path]) -> list[Sample]:
+    """The same prompts under every arm, at the first and the last step that all arms share.
+
+    Arms of a seed draw the same prompts at the same step. The seed shown is the smallest that most
+    arms logged samples of.
+    """
+    logged = {key: by_step(path / "samples.jsonl") for key, path in places.items()}
+    logged = {key: found for key, found in logged.items() if found}
+    if not logged:
+        return []
+    seeds = sorted({seed for _, seed in logged})
+    seed = max(seeds, key=lambda s: (sum(other == s for _, other in logged), -s))
+    own = {arm: logged[arm, seed] for arm in arms(results) if (arm, seed) in logged}
+    shared = sorted(set.intersection(*(set(found) for found in own.values())))
+    return [
+        Sample(step, seed, prompt, {a: own[a][step].get(prompt) if a in own else None
+                                    for a in arms(results)})
+        for step in dict.fromkeys([*shared[:1], *shared[-1:]])
+        for prompt in _prompts(own, step)[:PROMPTS]
+    ]  # fmt: skip
+
+
+def _prompts(own: Mapping[str, dict[int, dict[str, Any]]], step: int) -> list[str]:
+    """A step's prompts, those that most arms have first."""
+    every = list(dict.fromkeys(prompt for found in own.values() for prompt in found[step]))
+    return sorted(every, key=lambda p: -sum(p in found[step] for found in own.values()))
+
+
+def by_step(path: Path) -> dict[int, dict[str, dict[str, Any]]]:
+    """{step: {prompt: its first logged completion}} of a samples.jsonl; {} if it is unreadable."""
+    from grpolab.tracking.folder import read_jsonl
+
+    found: dict[int, dict[str, dict[str, Any]]] = {}
+    for record in read_jsonl(path):
+        if not isinstance(record, dict) or "completion" not in record:
+            continue
+        text = str(record["completion"])
+        entry = {
+            "text": text[:_LONGEST] + (" …" if len(text) > _LONGEST else ""),
+            "reward": record.get("reward"),
+            "truncated": bool(record.get("truncated")),
+        }
+        prompt = str(record.get("prompt", ""))[:_LONGEST]
+        found.setdefault(int(record.get("step", 0)), {}).setdefault(prompt, entry)
+    return found
+
+
+def provenance(
+    output_dir: Path, results: Results, places: Mapping[tuple[str, int], Path]
+) -> Provenance:
+    """Command, sources, packages and hardware; what differs between runs has several values."""
+    notes = [found for path in places.values() if (found := _json(path / "provenance.json"))]
+    values: dict[str, list[str]] = {}
+    for note in notes:
+        packages = note.get("packages")
+        flat = {key: note.get(key) for key in _DISTINCT}
+        flat |= packages if isinstance(packages, dict) else {}
+        for key, value in flat.items():
+            if value is not None and str(value) not in values.setdefault(str(key), []):
+                values[str(key)].append(str(value))
+    row = results.runs.iloc[0]
+    manifest = _json(output_dir / str(row["study"]) / "sweeps" / f"{row['sweep']}.json") or {}
+    command = manifest.get("command") or next(
+        (n["command"] for n in notes if n.get("command")), None
+    )
+    return Provenance(
+        None if command is None else str(command),
+        str(manifest["created"]) if manifest.get("created") else None,
+        {key: found for key, found in values.items() if found},
+        any(note.get("git_diff") for note in notes),
+    )
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,167 @@
+"""The report of a sweep as one HTML file: everything in it is inline, and nothing is asked for."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import tempfile
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from grpolab.results import figures as drawing
+from grpolab.results.analyze import default_out
+from grpolab.results.frames import Results
+from grpolab.results.load import load
+from grpolab.results.report import content
+from grpolab.results.summary import arm_table, check_metric, check_one_study, run_values
+from grpolab.results.verdicts import in_words, verdicts
+from grpolab.tracking.folder import write_atomically
+
+HEADINGS = {
+    "holds": "Differences that hold",
+    "out": "Ruled out: equivalent within the margin",
+    "more": "Undecided: what is ruled out, and how many seeds are needed",
+}
+_KIND = {"better": "holds", "worse": "holds", "equivalent": "out"}
+
+
+class Picture(NamedTuple):
+    """A figure as data URIs, for light and dark pages."""
+
+    name: str
+    light: str
+    dark: str
+    caption: str
+
+
+def report(
+    *,
+    output_dir: str | Path = "outputs",
+    sweep: str | None = None,
+    study: str | None = None,
+    uri: str | None = None,
+    out: str | Path | None = None,
+    metric: str = "eval/accuracy",
+    equivalence: float | None = None,
+    figures: str = "all",
+    where: str | None = None,
+) -> Path:
+    """Write the page; its path. Default: `<output_dir>/analysis/<sweep or study>/report.html`.
+
+    `out` is the file (.html) or a folder for report.html. Configs, samples and provenance come
+    from the run folders under `output_dir`; where they lie elsewhere the page says so. Raises
+    ResultsError, with nothing written, where the runs, the metric or a figure do not exist.
+    """
+    drawing.chosen(figures)
+    results = load(output_dir=output_dir, sweep=sweep, study=study, uri=uri, where=where)
+    check_one_study(results)
+    check_metric(results, metric)
+    page = render(results, metric, Path(output_dir), equivalence, figures)
+    path = Path(out) if out is not None else default_out(output_dir, results, sweep, study)
+    if path.suffix.lower() not in (".html", ".htm"):
+        path = path / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, page)
+    return path
+
+
+def render(
+    results: Results, metric: str, output_dir: Path, equivalence: float | None, figures: str
+) -> str:
+    """The page's text, ready for UTF-8. Whatever a model, a user or an error wrote is escaped."""
+    judged = verdicts(results, metric, equivalence)
+    places = content.folders(output_dir, results.runs)
+    drawn, left_out = drawing.draw(drawing.Source(results, metric, judged), figures)
+    runs = run_values(results, metric)
+    text = _template().render(
+        study=str(results.runs["study"].iloc[0]),
+        sweeps=sorted({str(s) for s in results.runs["sweep"].dropna()}),
+        metric=metric,
+        states=results.runs["status"].value_counts().sort_index().to_dict(),
+        headings=HEADINGS,
+        words=_words(judged),
+        arms=_arm_rows(arm_table(results, metric), judged),
+        pictures=_pictures(drawn),
+        left_out=left_out,
+        differences=content.config_differences(results, places),
+        samples=content.samples(results, places),
+        arm_names=content.arms(results),
+        crashes=runs[runs["status"] != "done"].to_dict("records"),
+        runs=runs.to_dict("records"),
+        provenance=content.provenance(output_dir, results, places),
+        has_folders=bool(places),
+        script=_asset("sort.js"),
+        script_hash=_sha256(_asset("sort.js")),
+        style=_asset("style.css"),
+    )
+    return str(text)
+
+
+def _template() -> Any:
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else content.visible(value),
+    )  # fmt: skip
+    environment.filters |= {"number": number, "asset": Markup}
+    return environment.from_string(_asset("page.html.j2"))
+
+
+def _asset(name: str) -> str:
+    return (resources.files("grpolab.results.report") / name).read_text(encoding="utf-8")
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def number(value: object, signed: bool = False) -> str:
+    """To three decimals; a dash for none."""
+    found = float(str(value)) if not pd.isna(value) else math.nan  # type: ignore[call-overload]
+    if math.isnan(found):
+        return "–"
+    return f"{found:+.3f}" if signed else f"{found:.3f}"
+
+
+def _words(judged: pd.DataFrame) -> dict[str, list[str]]:
+    """{kind of finding: its sentences}."""
+    found: dict[str, list[str]] = {kind: [] for kind in HEADINGS}
+    for verdict, line in zip(judged["verdict"], in_words(judged), strict=True):
+        found[_KIND.get(str(verdict), "more")].append(line)
+    return found
+
+
+def _arm_rows(table: pd.DataFrame, judged: pd.DataFrame) -> list[dict[Any, Any]]:
+    """Each arm's final value with its difference from the baseline and the verdict on it."""
+    found: Mapping[Any, Any] = {row["arm"]: row for row in judged.to_dict("records")}
+    none = {"delta": math.nan, "p_corrected": math.nan, "verdict": ""}
+    return [
+        {**row, **{key: found.get(row["arm"], none)[key] for key in none}}
+        for row in table.to_dict("records")
+    ]
+
+
+def _pictures(drawn: dict[str, drawing.Drawn]) -> list[Picture]:
+    with tempfile.TemporaryDirectory() as scratch:
+        drawing.save(drawn, Path(scratch), dark=True)
+        return [
+            Picture(
+                name,
+                _data(Path(scratch) / f"{name}.svg"),
+                _data(Path(scratch) / f"{name}.dark.svg"),
+                (Path(scratch) / f"{name}.caption.txt").read_text(encoding="utf-8").strip(),
+            )
+            for name in drawn
+        ]
+
+
+def _data(path: Path) -> str:
+    # an image of its own: ids and fonts of one figure never meet another's, and no script runs
+    return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
