@@ -1,0 +1,124 @@
+"""Bias, variance and error of arms against the true gradient, over group size, staleness and β."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+
+from grpolab.probe.exact.arms import FACTORS, Arm
+from grpolab.probe.exact.batches import Batches, all_batches, count_batches, sample_batches
+from grpolab.probe.exact.gradients import Bench
+from grpolab.probe.exact.moments import moments
+from grpolab.probe.exact.world import World
+
+Progress = Callable[[int, int, str], None]
+CONDITIONS = ("group_size", "staleness", "beta")
+NOISY = ("clip_cov", "kl_cov")
+"""Clips that draw lots, if only to break ties: a sum over batches would know a single draw."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When the expectation is a sum over all batches, and how many are drawn otherwise."""
+
+    enumerate: int = 5000
+    """Batches, at most, that are all gone through."""
+    samples: int = 20_000
+    seed: int = 0
+
+
+def bias_table(
+    world: World,
+    arms: Sequence[Arm],
+    *,
+    group_sizes: Iterable[int] = (4,),
+    staleness: Iterable[float] = (0.0,),
+    betas: Iterable[float] = (0.1,),
+    budget: Budget | None = None,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """A row for each arm under each condition, columns as in bias.csv (see `grpolab lab --help`).
+
+    Args:
+        world: policy, reference and rewards; its `old` is set by the staleness.
+        arms: what is compared; those that a group size rules out raise ConfigError.
+        group_sizes, staleness, betas: every combination. An arm without a KL knows no β: its truth
+            is ∇E[R], and it is measured once, with β 0.
+        budget: exact or sampled; by default all of at most 5000 batches, else 20,000 drawn ones.
+        progress: called with (arms done, arms in all, condition).
+    """
+    budget = budget or Budget()
+    conditions = list(itertools.product(group_sizes, staleness, betas))
+    rows: list[dict[str, Any]] = []
+    total, done = len(conditions) * len(arms), 0
+    for at, (size, stale, beta) in enumerate(conditions):
+        first = beta == conditions[0][2]
+        here = [a for a in arms if first or a.kl != "none"]
+        for row in measure(world.stale(stale), here, size, beta, budget, at):
+            rows.append(conditions_of(world, size, stale) | row)
+            done += 1
+            if progress is not None:
+                progress(done, total, f"group_size={size} staleness={stale:g} beta={beta:g}")
+        done = (at + 1) * len(arms)
+    return pd.DataFrame(rows)
+
+
+def conditions_of(world: World, size: int, stale: float) -> dict[str, Any]:
+    """The columns that are the same for all arms."""
+    return {
+        "lab": world.name,
+        "prompts": world.tree.prompts,
+        "group_size": size,
+        "staleness": stale,
+    }
+
+
+def measure(
+    world: World, arms: Sequence[Arm], size: int, beta: float, budget: Budget, at: int
+) -> Iterable[dict[str, Any]]:
+    """The rows of arms under one condition, with β and what stands for itself."""
+    benches: dict[tuple[bool, float], Bench] = {}
+    truths = {b: world.true_gradient(b) for b in {0.0, beta}}
+    whole = count_batches(world.tree, size) <= budget.enumerate
+    for arm in arms:
+        arm.check(size)
+        own = 0.0 if arm.kl == "none" else beta
+        key = (whole and exchangeable(arm, size, world), own)
+        if key not in benches:
+            batches, source = drawn(world, size, key[0], budget, at)
+            benches[key] = Bench(world, batches, own, source)
+        batches = benches[key].batches
+        found = moments(benches[key].gradients(arm), batches, truths[own])
+        yield {
+            "beta": own,
+            "arm": arm.label,
+            **{f: getattr(arm, f) for f in FACTORS},
+            **found.row(),
+            "exact": batches.exact,
+            "batches": len(batches.rows),
+        }
+
+
+def drawn(
+    world: World, size: int, whole: bool, budget: Budget, at: int
+) -> tuple[Batches, torch.Generator | None]:
+    """All batches, or a sample with the generator that goes on to draw a clip's lots."""
+    if whole:
+        return all_batches(world.tree, world.old, size), None
+    source = torch.Generator().manual_seed(1_000_003 * budget.seed + at)
+    return sample_batches(world.tree, world.old, size, budget.samples, source), source
+
+
+def exchangeable(arm: Arm, size: int, world: World) -> bool:
+    """Whether the order inside a group plays no part, so that it need not be gone through."""
+    if arm.clip in NOISY:
+        return False
+    if arm.aggregation != "token_mean_micro":
+        return True
+    rows = arm.parts[2].rows
+    return bool(rows >= size * world.tree.prompts or rows % size == 0)
