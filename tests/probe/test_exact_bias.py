@@ -15,6 +15,7 @@ from grpolab.objective.loss import Objective
 from grpolab.probe.exact.arms import FACTORS, Arm, choices, chosen, one_factor, possible, product
 from grpolab.probe.exact.batches import all_batches, count_batches, members
 from grpolab.probe.exact.bias import Budget, bias_table, measure
+from grpolab.probe.exact.moments import QUANTITIES
 from grpolab.probe.exact.world import World, bandit, token_tree
 
 BETA, SIZE = 0.3, 2
@@ -149,7 +150,7 @@ def test_samples_agree_with_the_sum_and_with_themselves() -> None:
     pd.testing.assert_frame_equal(sampled, again)
     assert exact["exact"].all()
     assert not sampled["exact"].any()
-    for name in ("bias", "cosine", "variance", "mse", "rescaled_mse"):
+    for name in QUANTITIES:
         assert (sampled[f"{name}_low"] <= exact[name] + 1e-12).all(), name
         assert (exact[name] <= sampled[f"{name}_high"] + 1e-12).all(), name
         assert (exact[f"{name}_low"] == exact[f"{name}_high"]).all(), name

@@ -79,6 +79,12 @@ def _bench(arguments: Sequence[str]) -> int:
     return bench(arguments)
 
 
+def _lab(arguments: Sequence[str]) -> int:
+    from grpolab.cli.lab import lab
+
+    return lab(arguments)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "one run, or a sweep with -m: grpolab train clip=cispo kl=k3"),
     "plan": (
@@ -91,6 +97,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "analyze": (_analyze, "figures and tables of a sweep: grpolab analyze sweep=latest"),
     "report": (_report, "a sweep as one HTML page: grpolab report sweep=latest"),
     "bench": (_bench, "seconds a step beside the peers and the limit: grpolab bench case=tiny"),
+    "lab": (_lab, "every variant against a gradient known exactly: grpolab lab lab=bandit out=lab"),
     "list": (_list, "every variant with formula, source and settings: grpolab list [group] [name]"),
     "doctor": (_doctor, "device, dtypes, versions, memory, what is missing"),
     "fetch": (_fetch, "a model into the cache, without a hub: grpolab fetch smollm2_135m"),

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from grpolab.component import (
     ConfigError,
@@ -115,7 +115,8 @@ def product(
     names = {f: list(factors.get(f, [UNBIASED[f]])) for f in FACTORS}
     seen = set()
     for values in itertools.product(*names.values()):
-        arm = Arm(*values, settings=settings)
+        advantage, clip, kl, placement, aggregation = values
+        arm = Arm(advantage, clip, kl, placement, aggregation, settings)
         if arm.kl == "none":
             arm = replace(arm, placement="loss")
         if arm not in seen:
@@ -132,13 +133,14 @@ def one_factor(
     first = {f: v[0] for f, v in names.items()}
     if first["kl"] == "none":
         first["placement"] = "loss"
-    base = Arm(**first, settings=settings)
+    base = replace(Arm(settings=settings), **cast("dict[str, Any]", first))
     yield base
     seen = {base}
     for factor in ("advantage", "clip", "kl", "aggregation"):
         for name in names[factor]:
             for place in names["placement"] if factor == "kl" else [first["placement"]]:
-                arm = replace(base, **{factor: name, "placement": place})
+                changed: dict[str, Any] = {factor: name, "placement": place}
+                arm = replace(base, **changed)
                 if arm.kl == "none":
                     arm = replace(arm, placement="loss")
                 if arm not in seen:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import textwrap
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from grpolab.probe.exact.identities import weight_of_pass_rate
 from grpolab.results import style
@@ -18,10 +21,10 @@ FACTOR_COLOURS = dict(
 )
 FLOOR = 1e-3
 """Where the axis of a bias begins: what is below, exact zeros included, is drawn on it."""
-DIRECTION = "Direction bias: sine of the angle between E[g] and the true gradient"
+DIRECTION = "Direction bias: sine of the angle from E[g] to ∇J"
 
 
-def factor_of(row: pd.Series) -> str:
+def factor_of(row: pd.Series[Any]) -> str:
     """Which factor of the arm differs from the unbiased arm; `several` for more than one."""
     parts = [p.split("=")[0] for p in str(row["arm"]).split(", ") if "=" in p]
     factors = {"kl" if p == "placement" else p for p in parts}
@@ -39,8 +42,8 @@ def bias_variance_map(frame: pd.DataFrame) -> Figure:
         for axes, stale in zip(panels, stales, strict=True):
             _map_panel(axes, frame[frame["staleness"] == stale])
             axes.set_title(f"staleness {stale:g}", fontsize=7.5)
+            axes.set_xlabel(DIRECTION)
         panels[0].set_ylabel("Noise to signal: √Var[g] / ‖E[g]‖")
-        figure.supxlabel(DIRECTION, fontsize=7.5)
         handles, labels = panels[-1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=6)
     return figure
@@ -68,23 +71,29 @@ def _map_panel(axes: Axes, frame: pd.DataFrame) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(FLOOR / 1.5, 2)
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
 
 
 def _name_outliers(axes: Axes, frame: pd.DataFrame) -> None:
     """Names beside those arms that stand alone, one name for arms that coincide."""
     taken: list[tuple[float, float]] = []
     order = frame.assign(far=frame["direction_bias"] + frame["noise_to_signal"] / 10)
-    for row in order.sort_values("far", ascending=False).itertuples():
-        x = float(np.log10(max(row.direction_bias, FLOOR)))
-        y = 4 * float(np.log10(row.noise_to_signal))
+    order = order.sort_values("far", ascending=False)
+    columns = (order[c].tolist() for c in ("arm", "direction_bias", "noise_to_signal"))
+    for arm, bias, noise in zip(*columns, strict=True):
+        at = max(float(bias), FLOOR)
+        x, y = math.log10(at), 4 * math.log10(float(noise))
         if any(abs(x - a) < 0.9 and abs(y - b) < 0.14 for a, b in taken):
             continue
         taken.append((x, y))
-        text = str(row.arm).replace("placement", "in").replace("advantage=", "")
+        text = str(arm).replace("placement", "in")
+        for factor in ("advantage=", "clip=", "aggregation="):
+            text = text.replace(factor, "")
         right = x > -0.9
         axes.annotate(
-            text.replace("clip=", "").replace("aggregation=", ""),
-            (max(row.direction_bias, FLOOR), row.noise_to_signal),
+            text,
+            (at, float(noise)),
             xytext=(-4 if right else 4, 0),
             textcoords="offset points",
             fontsize=5,
@@ -97,24 +106,34 @@ def lines(
     frame: pd.DataFrame, x: str, y: str, by: str, xlabel: str, ylabel: str, log: str = ""
 ) -> Figure:
     """One line for each value of `by`; arms whose lines coincide share one and both names."""
-    curves: dict[tuple[float, ...], list[str]] = {}
+    curves: dict[tuple[tuple[float, float], ...], list[str]] = {}
     for name, own in frame.groupby(by, sort=True):
         own = own.sort_values(x)
-        curves.setdefault(tuple(round(v, 9) for v in own[y]), []).append(str(name))
+        curve = tuple(zip(own[x].tolist(), own[y].round(9).tolist(), strict=True))
+        curves.setdefault(curve, []).append(str(name))
     xs = sorted(frame[x].unique())
     with matplotlib.rc_context(style.PAPER):
         figure = style.new_figure(style.DOUBLE_COLUMN, 3.2)
         axes = figure.subplots()
-        for i, (values, names) in enumerate(sorted(curves.items(), key=lambda c: -c[0][-1])):
+        for i, (points, names) in enumerate(sorted(curves.items(), key=lambda c: -c[0][-1][1])):
             axes.plot(
-                xs[: len(values)],
-                np.clip(values, FLOOR if "y" in log else -np.inf, None),
+                [x for x, _ in points],
+                [max(y, FLOOR) if "y" in log else y for _, y in points],
                 color=style.COLOURS[i % 6],
                 linestyle=style.LINES[i // 6 % 4],
                 marker=style.MARKERS[i % 11],
                 markersize=3,
-                label=", ".join(names),
+                label=textwrap.fill(", ".join(names), 34),
             )
+        sampled = frame[~frame["exact"].astype(bool)]
+        axes.vlines(
+            sampled[x],
+            sampled[f"{y}_low"].clip(lower=FLOOR if "y" in log else None),
+            sampled[f"{y}_high"],
+            color="0.6",
+            linewidth=0.8,
+            zorder=0,
+        )
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         if "x" in log:
@@ -221,6 +240,3 @@ def flow(found: pd.DataFrame) -> Figure:
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=5)
     return figure
-
-
-Drawing = tuple[str, Callable[[], Figure], str]

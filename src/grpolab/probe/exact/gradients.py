@@ -169,7 +169,9 @@ class Bench:
         tree, size = self.world.tree, self.batches.group_size
         _, _, aggregation = arm.parts
         lengths = tree.mask.sum(dim=1)[self.batches.rows]  # [B, N]
-        patterns, which = lengths.unique(dim=0, return_inverse=True)
+        patterns, which = lengths.unique(  # type: ignore[no-untyped-call]
+            dim=0, return_inverse=True
+        )
         steps = torch.arange(tree.limit)
         found = [
             aggregation.weights(

@@ -139,8 +139,8 @@ def kl_gradients(seed: int) -> Iterator[Finding]:
     D = away.tree.logps(away.policy) - away.tree.logps(away.reference)
     drawn = away.tree.probability(away.old).unsqueeze(1)
     claim = away.tree.pull(drawn * (1 - (-D).exp()), away.policy)
-    found = off(kl_alone(away, "k3"), old)
-    yield Finding("off-policy", "k3: distance from ∇ reverse KL", off(claim, old), found)
+    apart = off(kl_alone(away, "k3"), old)
+    yield Finding("off-policy", "k3: distance from ∇ reverse KL", off(claim, old), apart)
 
 
 def kl_values(world: World, kl: float) -> Iterator[Finding]:

@@ -11,7 +11,15 @@ from torch import Tensor
 from grpolab.probe.exact.batches import Batches
 
 Z95 = 1.959963984540054
-QUANTITIES = ("bias", "relative_bias", "cosine", "variance", "mse", "rescaled_mse")
+QUANTITIES = (
+    "bias",
+    "relative_bias",
+    "cosine",
+    "direction_bias",
+    "variance",
+    "mse",
+    "rescaled_mse",
+)
 """What has an interval: `<name>_low`, `<name>_high`, 95 %; of no width where exact."""
 
 
@@ -33,6 +41,8 @@ class Moments:
     """‖E[g] − the mean found‖ stays below it with 95 %; 0 where exact."""
     noise: float
     """E of the squared distance of the mean found from E[g]: its own share in ‖mean‖²."""
+    noise_across: float
+    """The part of `noise` that is orthogonal to τ."""
 
     def row(self) -> dict[str, float]:
         """The numbers, by their names in bias.csv."""
@@ -50,7 +60,9 @@ class Moments:
             "bias": bias,
             "relative_bias": bias / truth if truth else math.nan,
             "cosine": cosine,
-            "direction_bias": float(across.norm()) / size if size else math.nan,
+            "direction_bias": math.sqrt(max(float(across @ across) - self.noise_across, 0.0)) / size
+            if size
+            else math.nan,
             "variance": variance,
             "noise_to_signal": math.sqrt(variance) / size if size else math.inf,
             "mse": mse,
@@ -78,10 +90,13 @@ class Moments:
         squares = (max(self.square - spread, 0.0), self.square + spread)
         inner, outer = max(size - r, 0.0) ** 2, (size + r) ** 2
         reach = r * truth
+        cosines = angles(found["cosine"], r, size)
+        sines = tuple(math.sqrt(max(1 - max(c, 0.0) ** 2, 0.0)) for c in cosines[::-1])
         return {
             "bias": bias,
             "relative_bias": tuple(b / truth if truth else math.nan for b in bias),  # type: ignore[dict-item]
-            "cosine": angles(found["cosine"], r, size),
+            "cosine": cosines,
+            "direction_bias": (sines[0], sines[1]) if r else (found["direction_bias"],) * 2,
             "variance": (max(squares[0] - outer, 0.0), max(squares[1] - inner, 0.0))
             if r
             else (found["variance"],) * 2,
@@ -110,7 +125,7 @@ def moments(gradients: Tensor, batches: Batches, truth: Tensor) -> Moments:
     squares = gradients.square().sum(dim=1)
     square = float(weights @ squares)
     if batches.exact:
-        return Moments(truth, mean, square, 0.0, 0.0, 0.0, 0.0)
+        return Moments(truth, mean, square, 0.0, 0.0, 0.0, 0.0, 0.0)
     count = len(gradients)
     off = (gradients - truth).square().sum(dim=1)
     covariance = torch.cov(gradients.T).reshape(len(mean), len(mean)) / count
@@ -122,6 +137,7 @@ def moments(gradients: Tensor, batches: Batches, truth: Tensor) -> Moments:
         error_variance=float(off.std() / count**0.5),
         radius=ball(covariance),
         noise=float(covariance.trace()),
+        noise_across=float(covariance.trace() - truth @ covariance @ truth / (truth @ truth)),
     )
 
 
