@@ -354,7 +354,7 @@ def job_id(raw: Mapping[str, Any]) -> str:
     return hashlib.sha256((text + fingerprint()).encode()).hexdigest()[:12]
 
 
-RESULT_FREE = ("results", "sweep", "tracking", "cli", "bench")
+RESULT_FREE = ("results", "sweep", "tracking", "cli", "bench", "probe")
 """Parts of the package that change no run's numbers, so a new figure re-runs nothing."""
 
 

@@ -73,6 +73,12 @@ def _fetch(arguments: Sequence[str]) -> int:
     return fetch_model(arguments)
 
 
+def _probe(arguments: Sequence[str]) -> int:
+    from grpolab.cli.probe import probe
+
+    return probe(arguments)
+
+
 def _bench(arguments: Sequence[str]) -> int:
     from grpolab.cli.bench import bench
 
@@ -96,6 +102,10 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "sync": (_sync, "sends MLflow what it has missed, each number once"),
     "analyze": (_analyze, "figures and tables of a sweep: grpolab analyze sweep=latest"),
     "report": (_report, "a sweep as one HTML page: grpolab report sweep=latest"),
+    "probe": (
+        _probe,
+        "every variant's gradient on the same rollouts: grpolab probe clip=ppo,cispo",
+    ),
     "bench": (_bench, "seconds a step beside the peers and the limit: grpolab bench case=tiny"),
     "lab": (_lab, "every variant against a gradient known exactly: grpolab lab lab=bandit out=lab"),
     "list": (_list, "every variant with formula, source and settings: grpolab list [group] [name]"),

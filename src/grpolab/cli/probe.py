@@ -1,0 +1,77 @@
+"""`grpolab probe`: what each variant does to the gradient, on the same rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from grpolab.component import ConfigError, nearest
+
+OWN_KEYS = {
+    "run": "job_id of a run: its configuration, weights and next step",
+    "checkpoint": "a run's folder, its checkpoint/ or model/, or any saved model",
+    "variants": "arms: [clip=cispo,[kl=k3,kl.beta=0.01],'advantage=rloo clip=none']",
+    "out": "folder of cosine.csv, gradients.csv, cosine_error.csv, tokens.csv (output_dir/probe)",
+}
+USAGE = """usage: grpolab probe [run=<job_id> | checkpoint=<path> | model=…] 'variants=[…]' [key=value …]
+
+Draws one batch of rollouts, as the run's next step would, and computes every arm's loss and
+gradient on it, as the arm's first update would. Several values of a key (clip=ppo,cispo) make arms,
+too. Nothing is trained.
+
+{keys}
+
+exit code: 0, or 2 for a configuration that is refused"""
+
+
+def probe(arguments: Sequence[str]) -> int:
+    """Probes, prints a table, and writes the frames."""
+    if not arguments or any(a in ("-h", "--help") for a in arguments):
+        print(USAGE.format(keys="\n".join(f"  {k:<12}{v}" for k, v in OWN_KEYS.items())))
+        return 0
+    from grpolab.probe.arms import arms_of, parse_variants
+    from grpolab.sweep.compose import parse_command
+    from grpolab.sweep.preflight import check_writable
+
+    words, own = split(arguments)
+    command = parse_command(words)
+    if command.rest:
+        raise ConfigError(f"{command.rest[0]}: unknown flag; allowed: --config-dir, --help.")
+    variants = parse_variants(own["variants"]) if "variants" in own else []
+    if not (own.keys() & {"run", "checkpoint"}):  # refused without loading torch
+        arms_of(command, variants)
+    if "out" in own:
+        check_writable(own["out"], "out")
+    from grpolab.probe.session import located, measure, write
+
+    place, overrides = located(
+        command.overrides, own.get("run"), own.get("checkpoint"), command.config_dir
+    )
+    command.overrides = overrides
+    base, arms = arms_of(command, variants)
+    found = measure(base, arms, place)
+    folder = Path(own.get("out", Path(base.output_dir) / "probe"))
+    write(found, folder)
+    columns = ["arm", "norm", "loss", "clip_share", "snr", "cosine_to_first", "cosine_error"]
+    print(found.gradients[columns].to_string(index=False, float_format=lambda x: f"{x:.4g}"))
+    print(f"{found.passes} backward passes over single completions. Written to {folder}.")
+    return 0
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Hydra's words, and the command's own keys."""
+    words: list[str] = []
+    own: dict[str, str] = {}
+    for word in arguments:
+        key, sign, value = word.partition("=")
+        if key in OWN_KEYS and sign:
+            if not value:
+                raise ConfigError(f"{key}: empty; allowed: {OWN_KEYS[key]}.")
+            own[key] = value
+        elif sign and "." not in key and "/" not in key and nearest(key, OWN_KEYS) and key in (
+            "variant", "runs", "checkpoints", "outs",
+        ):  # fmt: skip
+            raise ConfigError(f"{key}: unknown key (given {value}){nearest(key, OWN_KEYS)}")
+        else:
+            words.append(word)
+    return words, own

@@ -1,0 +1,320 @@
+"""One probe: rollouts once, every arm's first update on them, and what the gradients say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from grpolab.component import ConfigError
+from grpolab.config import Run
+from grpolab.objective.beta import Beta
+from grpolab.probe import measures
+from grpolab.probe.arms import Arm, arms_of, parse_variants, recomposed
+from grpolab.probe.gradients import Products, make_basis, products
+from grpolab.probe.rollouts import Pool, SharedCollector, make_pool, make_table
+from grpolab.probe.source import Place, State, load_state, place_of, run_folder_of
+from grpolab.probe.table import Reader, SharedForward, Table, TableForward
+from grpolab.rollouts import Rollouts
+from grpolab.sweep.compose import Command
+from grpolab.tasks.base import Examples
+
+METRICS = {
+    "loss": "loss/total",
+    "kl": "loss/kl",
+    "contributing_tokens": "tokens/contributing_share",
+    "clip_share": "clip/share",
+    "clip_low": "clip/low",
+    "clip_high": "clip/high",
+    "clip_dropped": "clip/dropped",
+    "entropy": "policy/entropy",
+    "ratio_mean": "policy/ratio_mean",
+    "ratio_std": "policy/ratio_std",
+    "ratio_max": "policy/ratio_max",
+}
+"""Columns of gradients.csv that training measures, too."""
+
+
+@dataclass
+class Reading:
+    """What one arm makes of the rollouts."""
+
+    arm: Arm
+    rollouts: Rollouts
+    beta: float
+    metrics: dict[str, float] = field(default_factory=dict)
+    slopes: dict[str, Tensor] = field(default_factory=dict)
+    """∂loss/∂output [N, T, …] by output, float64."""
+
+    @property
+    def flat(self) -> Tensor:
+        """[N, D] of all outputs, one after the other."""
+        return torch.cat([v.flatten(1) for v in self.slopes.values()], dim=1)
+
+
+@dataclass
+class Probe:
+    """The frames of a probe."""
+
+    cosine: pd.DataFrame
+    """Arms × arms."""
+    cosine_error: pd.DataFrame
+    """Jackknife standard errors over groups of those cosines."""
+    gradients: pd.DataFrame
+    """An arm a row."""
+    tokens: pd.DataFrame
+    """A token a row: arm, row, position, text, weight = −∂loss/∂log p."""
+    step: int
+    passes: int
+    """Backward passes over single completions that gave all of it."""
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    """Parameter → [J, numel] the gradients themselves, where asked for."""
+
+
+def probe(
+    variants: Sequence[Any] | str = (),
+    *,
+    overrides: Sequence[str] = (),
+    run: str | None = None,
+    checkpoint: str | Path | None = None,
+    out: str | Path | None = None,
+    config_dir: str | None = None,
+    keep_gradients: bool = False,
+    **settings: str,
+) -> Probe:
+    """The gradients of every variant on the same rollouts.
+
+    Args:
+        variants: the arms: an override each, or a list of overrides.
+        overrides: as on the command line; several values of a key make arms, too.
+        run: the job_id of a run, whose configuration, weights and step are taken.
+        checkpoint: a run's folder, its checkpoint, or a saved model.
+        out: a folder for cosine.csv, gradients.csv and the rest.
+        config_dir: of YAML files of your own.
+        keep_gradients: keep every arm's gradient; all of them in memory.
+        settings: overrides of groups: model="tiny", task="gsm8k".
+
+    Raises:
+        ConfigError: before anything is written.
+    """
+    words = [*overrides, *(f"{k}={v}" for k, v in settings.items())]
+    place, words = located(words, run, checkpoint, config_dir)
+    chosen = parse_variants(variants) if variants else []
+    base, arms = arms_of(Command(words, config_dir=config_dir), chosen)
+    found = measure(base, arms, place, keep=keep_gradients)
+    if out is not None:
+        write(found, Path(out))
+    return found
+
+
+def located(
+    words: Sequence[str], run: str | None, checkpoint: str | Path | None, config_dir: str | None
+) -> tuple[Place, list[str]]:
+    """(where the weights lie, all overrides, those of a run first)."""
+    if run is not None and checkpoint is not None:
+        raise ConfigError("checkpoint: given beside run, which has its own; allowed: one of them.")
+    if run is None and checkpoint is None:
+        return Place(), list(words)
+    folder = next((w.partition("=")[2] for w in words if w.startswith("output_dir=")), "outputs")
+    path = run_folder_of(run, folder) if run is not None else Path(str(checkpoint))
+    place = place_of(path, "run" if run is not None else "checkpoint")
+    if place.folder is None:
+        return place, [f"model.name={path}", *words]
+    from omegaconf import OmegaConf
+
+    raw: Any = OmegaConf.to_container(OmegaConf.load(place.folder / "config.yaml"))
+    own = recomposed(raw, config_dir)
+    return place, list({w.partition("=")[0]: w for w in [*own, *words]}.values())
+
+
+def measure(base: Run, arms: Sequence[Arm], place: Place, *, keep: bool = False) -> Probe:
+    """Draws the rollouts and probes them."""
+    from grpolab.sweep.preflight import check
+    from grpolab.training.loop import prepare_torch
+
+    ready = check(base)
+    prepare_torch(base)
+    state = load_state(base, ready.encoder, place, needs_reference=any(map(_has_model, arms)))
+    readings = [_collected(arm, state, ready.examples, memory) for memory in [{}] for arm in arms]
+    pool = make_pool([r.rollouts for r in readings])
+    outputs_run = next((a.run for a in arms if a.run.kl.needs_logits), arms[0].run)
+    table = make_table(
+        outputs_run, state.policy, state.reference, pool.rows, _needs(arms),
+        ref=any(map(_has_model, arms)),
+    )  # fmt: skip
+    for reading, places in zip(readings, pool.places, strict=True):
+        _read(reading, state, table, places)
+    forward = SharedForward(outputs_run, state.policy, state.reference)
+    return _summary(readings, pool, table, forward, state, keep=keep)
+
+
+def _has_model(arm: Arm) -> bool:
+    return bool(arm.run.kl.needs_reference and arm.run.reference.needs_model)
+
+
+def _needs(arms: Sequence[Arm]) -> set[str]:
+    """Outputs beside log-probs and entropy that some arm reads."""
+    found = set()
+    for run in (a.run for a in arms):
+        if run.advantage.needs_distribution:
+            found.add("collision")
+        if run.kl.needs_logits:
+            found.add("logits")
+        if run.kl.needs_reference and run.sampler.match_support and run.sampler.truncates:
+            found.add("whole")
+    return found
+
+
+def _collected(arm: Arm, state: State, examples: Examples, memory: dict[Any, Any]) -> Reading:
+    """The rollouts that this arm would train on."""
+    collector = SharedCollector(arm.run, state.policy, examples, memory)
+    rollouts = collector.collect(state.step).rollouts
+    if not rollouts.groups:
+        raise ConfigError(
+            f"selection: {arm.run.selection.name} leaves no group of these rollouts (arm "
+            f"{arm.name}); allowed: more prompts_per_step, or selection=all."
+        )
+    beta = Beta(arm.run.kl, arm.run.steps)
+    if state.beta is not None and getattr(arm.run.kl, "schedule", "") == "adaptive":
+        beta.adaptive = state.beta
+    return Reading(arm, rollouts, beta.at(state.step))
+
+
+def _read(reading: Reading, state: State, table: Table, places: Tensor) -> None:
+    """Fills in an arm's advantages, and what its first update would do to each token."""
+    reader = Reader(
+        reading.arm.run, state.policy, TableForward(reading.arm.run, state.policy, table, places)
+    )
+    reader.score_logps(reading.rollouts, reading.beta)
+    reading.rollouts.advantages = reader.advantages(reading.rollouts, state.baseline)
+    reading.slopes, reading.metrics = reader.read(reading.rollouts, state.step, reading.beta)
+
+
+def _summary(
+    readings: Sequence[Reading], pool: Pool, table: Table, forward: SharedForward, state: State,
+    *, keep: bool,
+) -> Probe:  # fmt: skip
+    arms = len(readings)
+    combinations: list[tuple[Tensor, Tensor]] = []
+    groups = []
+    for reading, places in zip(readings, pool.places, strict=True):
+        size, flat = reading.rollouts.group_size, _padded(reading, pool)
+        groups.append(reading.rollouts.groups)
+        combinations += [
+            (places[g * size : (g + 1) * size], flat[g * size : (g + 1) * size])
+            for g in range(reading.rollouts.groups)
+        ]
+    ends = np.cumsum([0, *groups])
+    basis = make_basis(combinations, len(pool.rows))
+    found = products(forward, pool.rows, basis, table.outputs())
+    terms = found.gram.numpy()
+    owner = np.zeros((arms, len(terms)))
+    for j in range(arms):
+        owner[j, ends[j] : ends[j + 1]] = 1
+    gram = owner @ terms @ owner.T
+    names = [r.arm.name for r in readings]
+    errors = np.full((arms, arms), np.nan)
+    if len(set(groups)) == 1:
+        shape = (arms, groups[0], arms, groups[0])
+        errors = measures.cosine_errors(terms.reshape(shape))
+    rows = [
+        _row(r, terms[ends[j] : ends[j + 1], ends[j] : ends[j + 1]]) for j, r in enumerate(readings)
+    ]
+    cosine = measures.cosines(gram)
+    for j, row in enumerate(rows):
+        row["cosine_to_first"], row["cosine_error"] = cosine[0, j], errors[0, j]
+    kept = {}
+    if keep:
+        kept = _kept(forward, pool, basis, table, owner)
+    return Probe(
+        pd.DataFrame(cosine, index=pd.Index(names, name="arm"), columns=names),
+        pd.DataFrame(errors, index=pd.Index(names, name="arm"), columns=names),
+        pd.DataFrame(rows),
+        token_weights(readings, state),
+        state.step,
+        found.passes,
+        kept,
+    )
+
+
+def _kept(
+    forward: SharedForward, pool: Pool, basis: Any, table: Table, owner: np.ndarray[Any, Any]
+) -> dict[str, Tensor]:
+    """The arms' gradients themselves."""
+    basis.weights = torch.from_numpy(owner) @ basis.weights
+    whole: Products = products(forward, pool.rows, basis, table.outputs(), keep=range(len(owner)))
+    return whole.kept
+
+
+def _padded(reading: Reading, pool: Pool) -> Tensor:
+    """[N, D] an arm's slopes, as wide as the pool's completions."""
+    wide = pool.rows.mask.shape[1]
+    parts = []
+    for value in reading.slopes.values():
+        missing = wide - value.shape[1]
+        filler = value.new_zeros(len(value), max(0, missing), *value.shape[2:])
+        parts.append(torch.cat([value[:, :wide], filler], dim=1).flatten(1))
+    return torch.cat(parts, dim=1)
+
+
+def _row(reading: Reading, terms: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """One arm's line of gradients.csv, from the inner products of its groups' gradients."""
+    total = max(0.0, float(terms.sum()))
+    kept, noise = measures.signal(terms)
+    found: dict[str, Any] = {"arm": reading.arm.name, "norm": math.sqrt(total)}
+    found |= {k: reading.metrics.get(name, math.nan) for k, name in METRICS.items()}
+    own = np.diag(terms)
+    found["contributing_groups"] = float((own > 0).mean())
+    found["groups"] = len(terms)
+    found["signal"] = kept
+    found["noise"] = noise
+    found["snr"] = kept / noise if noise and noise > 0 else math.nan
+    found["repeat_cosine"] = kept / total if total else math.nan
+    found["half_cosine"] = measures.half_cosine(terms)
+    return found
+
+
+def token_weights(readings: Sequence[Reading], state: State, rows: int = 4) -> pd.DataFrame:
+    """−∂loss/∂log p of each token of a few completions: what the arm reinforces (> 0) there.
+
+    The completions of the first group in which the first arm learns, else of the first.
+    """
+    first = readings[0]
+    size = first.rollouts.group_size
+    learns = first.slopes["logps"].abs().sum(dim=1).reshape(-1, size).sum(dim=1) > 0
+    start = int(learns.int().argmax()) * size
+    tokenizer = state.policy.encoder.tokenizer
+    found = []
+    for reading in readings:
+        if reading.rollouts.mask.shape != first.rollouts.mask.shape:
+            continue
+        for row in range(start, min(start + rows, start + size)):
+            for t in range(int(reading.rollouts.lengths[row])):
+                token = int(reading.rollouts.completion_ids[row, t])
+                weight = -float(reading.slopes["logps"][row, t])
+                found.append(
+                    {
+                        "arm": reading.arm.name, "row": row, "position": t,
+                        "text": tokenizer.decode([token]), "weight": weight,
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(found)
+
+
+def write(found: Probe, folder: Path) -> None:
+    """cosine.csv, cosine_error.csv, gradients.csv and tokens.csv; the same probe, the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, frame, index in (
+        ("cosine", found.cosine, True),
+        ("cosine_error", found.cosine_error, True),
+        ("gradients", found.gradients, False),
+        ("tokens", found.tokens, False),
+    ):
+        frame.to_csv(folder / f"{name}.csv", index=index, float_format="%.10g", lineterminator="\n")

@@ -1,0 +1,230 @@
+"""The probe's gradients are training's, and what is known to be equal comes out equal."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from grpolab.cli import main
+from grpolab.component import ConfigError
+from grpolab.config import Run, bind_run, job_id
+from grpolab.probe import measures
+from grpolab.probe.arms import parse_variants
+from grpolab.probe.gradients import span
+from grpolab.probe.session import Probe, probe
+from grpolab.sweep.compose import expand, parse_command
+from grpolab.sweep.preflight import check
+from grpolab.tracking.folder import RunFolder
+from grpolab.training.loop import Trainer
+
+BASE = (
+    "hardware.device=cpu", "hardware.threads=1", "tracking=jsonl", "prompts_per_step=4",
+    "sampler.group_size=8", "sampler.max_new_tokens=8", "eval.every=0", "eval.prompts=2",
+    "eval.samples=0", "steps=3",
+)  # fmt: skip
+EXACT = [
+    ["clip=ppo"],
+    ["clip=gspo", "aggregation=seq_mean_token_mean"],
+    ["clip=vespo", "advantage=opo"],
+    ["clip=kl_cov", "clip.share=0.1"],
+    ["clip.masks=[{name: top_entropy, share: 0.3}]"],
+    ["advantage=reinforce_pp", "aggregation=prompt_mean"],
+    ["advantage=optimal_token_baseline"],
+    ["kl=k3", "kl.beta=0.3", "reward=task", "advantage=batch_std"],
+    ["selection=drop_zero_variance", "aggregation=token_mean_micro"],
+]
+KL = [
+    ["kl=k3", "kl.beta=0.3"],
+    ["kl=full", "kl.beta=0.3"],
+    ["kl=k1", "kl.placement=reward_to_go", "kl.beta=0.3", "advantage=reinforce_pp"],
+    ["kl=full", "kl.placement=reward", "kl.beta=0.3"],
+    ["clip=sapo", "correction=truncate", "aggregation=seq_mean_token_sum_norm"],
+]
+
+
+def composed(*overrides: str) -> Run:
+    return bind_run(expand(parse_command([*BASE, *overrides])).jobs[0].raw)
+
+
+class Stopped(Exception):
+    """The first update has its gradient."""
+
+
+def first_gradient(run: Run, folder: Path) -> dict[str, Tensor]:
+    """The gradient of the first update that training itself makes, resumed where it can be."""
+    ready = check(run)
+    trainer = Trainer(run, ready.encoder, ready.examples, RunFolder(folder))
+    found: dict[str, Tensor] = {}
+
+    def stop() -> float:
+        for name, parameter in trainer.updater.parameters.items():
+            assert parameter.grad is not None
+            found[name] = parameter.grad.clone()
+        raise Stopped
+
+    trainer.updater._step = stop  # type: ignore[method-assign]
+    with pytest.raises(Stopped):
+        trainer.fit(lambda step, metrics: None)
+    return found
+
+
+def assert_same_gradients(
+    found: Probe, variants: list[list[str]], folder: Path, start: Path | None = None, *base: str
+) -> None:
+    for j, variant in enumerate(variants):
+        own = folder / str(j)
+        own.mkdir(parents=True)
+        if start is not None:
+            shutil.copytree(start / "checkpoint", own / "checkpoint")
+        last = {o.partition("=")[0]: o for o in [*base, *variant]}
+        wanted = first_gradient(composed(*last.values()), own)
+        size = sum(float(g.double().square().sum()) for g in wanted.values()) ** 0.5
+        away = sum(
+            float((found.kept[n][j] - g.flatten()).double().square().sum())
+            for n, g in wanted.items()
+        )
+        assert size > 0
+        assert away**0.5 < 1e-5 * size, variant
+        assert found.gradients["norm"][j] == pytest.approx(size, rel=1e-5)
+
+
+def test_training_s_first_gradient(tmp_path: Path) -> None:
+    found = probe(EXACT, overrides=BASE, keep_gradients=True)
+    assert_same_gradients(found, EXACT, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run]:
+    """A run that stopped at a checkpoint of step 2, with weights away from the reference."""
+    home = tmp_path_factory.mktemp("run")
+    run = composed("optimizer.lr=1e-3", f"output_dir={home}")
+    folder = home / "default" / job_id(run.raw)
+    folder.mkdir(parents=True)
+    ready = check(run)
+    trainer = Trainer(run, ready.encoder, ready.examples, RunFolder(folder))
+
+    def log(step: int, metrics: dict[str, float]) -> None:
+        if step == 2:
+            trainer._checkpoint()
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        trainer.fit(log)
+    from omegaconf import OmegaConf
+
+    OmegaConf.save(OmegaConf.create(run.raw), folder / "config.yaml")
+    return folder, run
+
+
+def test_training_s_gradient_after_a_checkpoint(trained: tuple[Path, Run], tmp_path: Path) -> None:
+    folder, _ = trained
+    home = folder.parents[1]
+    found = probe(KL, run=folder.name, overrides=[f"output_dir={home}"], keep_gradients=True)
+    assert found.step == 2
+    base = ("optimizer.lr=1e-3", f"output_dir={tmp_path}")
+    assert_same_gradients(found, KL, tmp_path, folder, *base)
+
+
+def cosine(found: Probe, a: str, b: str) -> float:
+    return float(found.cosine.loc[a, b])
+
+
+def test_known_pairs() -> None:
+    names = [
+        "clip=ppo", "clip=none", "advantage=rloo", "advantage=group_center", "clip=gspo",
+        "clip=gspo_token", "aggregation=seq_mean_token_mean", "clip=cispo", "clip=reinforce",
+        "clip=sapo", "kl=k3",
+    ]  # fmt: skip
+    found = probe(names, overrides=BASE)
+    for a, b in (
+        ("clip=ppo", "clip=none"), ("advantage=rloo", "advantage=group_center"),
+        ("clip=gspo", "clip=gspo_token"), ("clip=ppo", "clip=cispo"), ("clip=ppo", "clip=sapo"),
+        ("clip=ppo", "clip=reinforce"), ("clip=ppo", "kl=k3"),  # at the reference k3 is flat
+    ):  # fmt: skip
+        assert cosine(found, a, b) == pytest.approx(1, abs=1e-9), (a, b)
+    norms = found.gradients.set_index("arm")["norm"]
+    assert norms["advantage=rloo"] == pytest.approx(8 / 7 * norms["advantage=group_center"])
+    for a, b in (("clip=ppo", "advantage=rloo"), ("clip=ppo", "aggregation=seq_mean_token_mean")):
+        assert cosine(found, a, b) < 1 - 1e-5  # the lengths differ, and so do the groups' spreads
+
+
+def test_aggregations_agree_at_equal_lengths() -> None:
+    names = ["aggregation=token_mean", "aggregation=seq_mean_token_mean", "aggregation=prompt_mean"]
+    short = ("sampler.max_new_tokens=1", "reward=format", "reward.pattern=[0-4].*")
+    found = probe(names, overrides=[*BASE, *short])
+    assert np.abs(found.cosine.to_numpy() - 1).max() < 1e-9
+
+
+def test_same_command_same_bytes(tmp_path: Path) -> None:
+    words = ["probe", *BASE, "clip=ppo,gspo", "variants=[[kl=k2,kl.beta=0.1]]"]
+    for name in ("a", "b"):
+        assert main([*words, f"out={tmp_path / name}"]) == 0
+    written = sorted(p.name for p in (tmp_path / "a").iterdir() if p.suffix == ".csv")
+    assert {"cosine.csv", "gradients.csv"} <= set(written)
+    for name in written:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    header = (tmp_path / "a" / "cosine.csv").read_text().splitlines()
+    assert header[0] == 'arm,clip=ppo,clip=gspo,"kl.beta=0.1,kl=k2"'
+    assert len(header) == 4
+
+
+def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, sentence in (
+        (["variants=[clip=pppo]"], "did you mean ppo?"),
+        (["variants=[sampler.temperature=2,clip=ppo]"], "share their rollouts"),
+        (["variants=[clip]"], "overrides such as"),
+        (["run=nothing", "variants=[clip=ppo]"], "no run 'nothing'"),
+        ([], "none given"),
+    ):
+        assert main(["probe", *BASE, *words, f"out={tmp_path / 'x'}"]) == 2
+        assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_variants_as_text() -> None:
+    given = "[clip=cispo,[kl=k3,kl.beta=0.01],advantage=rloo clip=none,clip.masks=[truncated]]"
+    assert parse_variants(given) == [
+        ["clip=cispo"], ["kl=k3", "kl.beta=0.01"], ["advantage=rloo", "clip=none"],
+        ["clip.masks=[truncated]"],
+    ]  # fmt: skip
+    with pytest.raises(ConfigError):
+        parse_variants("[]")
+
+
+def test_span_explains_every_row() -> None:
+    source = torch.Generator().manual_seed(0)
+    factors = torch.randn(3, 12, generator=source, dtype=torch.float64)
+    rows = torch.randn(20, 3, generator=source, dtype=torch.float64) @ factors
+    rows[5] *= 1e-9  # a small row counts as much as any other
+    vectors, coefficients = span(rows)
+    assert vectors.shape == (3, 12)
+    torch.testing.assert_close(vectors @ vectors.T, torch.eye(3, dtype=torch.float64))
+    away = (coefficients @ vectors - rows).norm(dim=1) / rows.norm(dim=1)
+    assert float(away.max()) < 1e-6
+
+
+def test_signal_is_unbiased() -> None:
+    source = np.random.default_rng(0)
+    groups, mean = 6, np.array([0.5, -0.2, 0.1])
+    draws = mean + source.normal(size=(20000, groups, 3))
+    found = np.array([measures.signal(d @ d.T) for d in draws]).mean(axis=0)
+    assert found[0] == pytest.approx(groups**2 * mean @ mean, rel=0.02)
+    assert found[1] == pytest.approx(groups * 3, rel=0.02)
+
+
+def test_cosine_error_of_a_known_case() -> None:
+    """Against leaving out each group by hand."""
+    source = np.random.default_rng(1)
+    terms = source.normal(size=(2, 5, 7))
+    inner = np.einsum("ipd,jqd->ipjq", terms, terms)
+    left = []
+    for p in range(5):
+        a, b = np.delete(terms, p, axis=1).sum(axis=1)
+        left.append(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+    wanted = np.sqrt(4 / 5 * ((np.array(left) - np.mean(left)) ** 2).sum())
+    assert measures.cosine_errors(inner)[0, 1] == pytest.approx(wanted)
