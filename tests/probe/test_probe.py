@@ -16,7 +16,9 @@ from grpolab.config import Run, bind_run, job_id
 from grpolab.probe import measures
 from grpolab.probe.arms import parse_variants
 from grpolab.probe.gradients import span
-from grpolab.probe.session import Probe, probe
+from grpolab.probe.page import write_page
+from grpolab.probe.records import Probe
+from grpolab.probe.session import probe
 from grpolab.sweep.compose import expand, parse_command
 from grpolab.sweep.preflight import check
 from grpolab.tracking.folder import RunFolder
@@ -27,15 +29,14 @@ BASE = (
     "sampler.group_size=8", "sampler.max_new_tokens=8", "eval.every=0", "eval.prompts=2",
     "eval.samples=0", "steps=3",
 )  # fmt: skip
+SHORT = ("sampler.max_new_tokens=1", "reward=format", "reward.pattern='[0-4].*'")
+"""Completions of one token, half of which are rewarded."""
 EXACT = [
-    ["clip=ppo"],
     ["clip=gspo", "aggregation=seq_mean_token_mean"],
     ["clip=vespo", "advantage=opo"],
-    ["clip=kl_cov", "clip.share=0.1"],
     ["clip.masks=[{name: top_entropy, share: 0.3}]"],
     ["advantage=reinforce_pp", "aggregation=prompt_mean"],
     ["advantage=optimal_token_baseline"],
-    ["kl=k3", "kl.beta=0.3", "reward=task", "advantage=batch_std"],
     ["selection=drop_zero_variance", "aggregation=token_mean_micro"],
 ]
 KL = [
@@ -130,17 +131,21 @@ def test_training_s_gradient_after_a_checkpoint(trained: tuple[Path, Run], tmp_p
     assert_same_gradients(found, KL, tmp_path, folder, *base)
 
 
+def names(found: Probe) -> list[str]:
+    return list(found.cosine.columns)
+
+
 def cosine(found: Probe, a: str, b: str) -> float:
-    return float(found.cosine.loc[a, b])
+    return float(found.cosine.to_numpy()[names(found).index(a), names(found).index(b)])
 
 
 def test_known_pairs() -> None:
-    names = [
+    pairs = [
         "clip=ppo", "clip=none", "advantage=rloo", "advantage=group_center", "clip=gspo",
         "clip=gspo_token", "aggregation=seq_mean_token_mean", "clip=cispo", "clip=reinforce",
         "clip=sapo", "kl=k3",
     ]  # fmt: skip
-    found = probe(names, overrides=BASE)
+    found = probe(pairs, overrides=BASE)
     for a, b in (
         ("clip=ppo", "clip=none"), ("advantage=rloo", "advantage=group_center"),
         ("clip=gspo", "clip=gspo_token"), ("clip=ppo", "clip=cispo"), ("clip=ppo", "clip=sapo"),
@@ -154,9 +159,8 @@ def test_known_pairs() -> None:
 
 
 def test_aggregations_agree_at_equal_lengths() -> None:
-    names = ["aggregation=token_mean", "aggregation=seq_mean_token_mean", "aggregation=prompt_mean"]
-    short = ("sampler.max_new_tokens=1", "reward=format", "reward.pattern=[0-4].*")
-    found = probe(names, overrides=[*BASE, *short])
+    kinds = ["aggregation=token_mean", "aggregation=seq_mean_token_mean", "aggregation=prompt_mean"]
+    found = probe(kinds, overrides=[*BASE, *SHORT])
     assert np.abs(found.cosine.to_numpy() - 1).max() < 1e-9
 
 
@@ -228,3 +232,50 @@ def test_cosine_error_of_a_known_case() -> None:
         left.append(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
     wanted = np.sqrt(4 / 5 * ((np.array(left) - np.mean(left)) ** 2).sum())
     assert measures.cosine_errors(inner)[0, 1] == pytest.approx(wanted)
+
+
+def test_parts_sum_to_the_whole() -> None:
+    found = probe(["clip=ppo", "advantage=reinforce_pp"], overrides=BASE)
+    sums = found.parts.groupby(["arm", "kind"])["share"].sum()
+    assert len(sums) == 8
+    np.testing.assert_allclose(sums, 1, atol=1e-8)
+    learnt = found.tokens[found.tokens["arm"] == "clip=ppo"]
+    assert (learnt["weight"] > 0).any()
+    assert (learnt["weight"] < 0).any()
+
+
+def test_staleness(tmp_path: Path) -> None:
+    arms = ["clip=ppo", "clip=none", "clip=cispo", "clip=reinforce"]
+    out = tmp_path / "out"
+    words = [*BASE, "optimizer.lr=1e-3"]
+    found = probe(arms, overrides=words, staleness=[0, 2], out=out)
+    table = found.staleness.set_index(["updates", "arm"])
+    assert table.loc[0, "sequence_ess"].eq(1).all()
+    np.testing.assert_allclose(table.loc[0, "cosine_to_unbiased"], 1, atol=1e-9)
+    later = table.loc[2]
+    assert (later["sequence_ess"] < 1).all()
+    assert later["ratio_std"].gt(0).all()
+    clipped = later["clip_share"].to_dict()
+    assert clipped["clip=ppo"] > 0 == clipped["clip=none"]
+    page = (out / "probe.html").read_text(encoding="utf-8")
+    assert "data:image/png;base64," in page
+    assert "http://" not in page
+    assert "https://" not in page
+    for name in ("cosine", "norms", "parts", "staleness"):
+        assert (out / "figures" / f"{name}.pdf").exists()
+
+
+def test_with_one_token_the_plain_ratio_is_unbiased() -> None:
+    words = [*BASE, *SHORT, "optimizer.lr=1e-3"]
+    found = probe(["clip=none", "clip=reinforce"], overrides=words, staleness=[3])
+    near = found.staleness.set_index("arm")["cosine_to_unbiased"].to_dict()
+    assert near["clip=none"] == pytest.approx(1, abs=1e-9)
+    assert near["clip=reinforce"] < 1 - 1e-6
+
+
+def test_page_escapes_what_a_model_wrote(tmp_path: Path) -> None:
+    found = probe(["clip=ppo"], overrides=BASE)
+    found.tokens["text"] = "<script>alert(1)</script>"
+    page = write_page(found, tmp_path, []).read_text(encoding="utf-8")
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page

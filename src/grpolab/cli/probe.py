@@ -11,9 +11,10 @@ OWN_KEYS = {
     "run": "job_id of a run: its configuration, weights and next step",
     "checkpoint": "a run's folder, its checkpoint/ or model/, or any saved model",
     "variants": "arms: [clip=cispo,[kl=k3,kl.beta=0.01],'advantage=rloo clip=none']",
-    "out": "folder of cosine.csv, gradients.csv, cosine_error.csv, tokens.csv (output_dir/probe)",
+    "staleness": "further updates of the first arm after which to look again: [0,1,4,16]",
+    "out": "folder of cosine.csv, gradients.csv, …, figures/ and probe.html (output_dir/probe)",
 }
-USAGE = """usage: grpolab probe [run=<job_id> | checkpoint=<path> | model=…] 'variants=[…]' [key=value …]
+USAGE = """usage: grpolab probe [run=… | checkpoint=… | model=…] 'variants=[…]' [key=value …]
 
 Draws one batch of rollouts, as the run's next step would, and computes every arm's loss and
 gradient on it, as the arm's first update would. Several values of a key (clip=ppo,cispo) make arms,
@@ -38,6 +39,7 @@ def probe(arguments: Sequence[str]) -> int:
     if command.rest:
         raise ConfigError(f"{command.rest[0]}: unknown flag; allowed: --config-dir, --help.")
     variants = parse_variants(own["variants"]) if "variants" in own else []
+    stale = whole_numbers(own.get("staleness", "[]"))
     if not (own.keys() & {"run", "checkpoint"}):  # refused without loading torch
         arms_of(command, variants)
     if "out" in own:
@@ -49,13 +51,23 @@ def probe(arguments: Sequence[str]) -> int:
     )
     command.overrides = overrides
     base, arms = arms_of(command, variants)
-    found = measure(base, arms, place)
+    found = measure(base, arms, place, staleness=stale)
     folder = Path(own.get("out", Path(base.output_dir) / "probe"))
     write(found, folder)
     columns = ["arm", "norm", "loss", "clip_share", "snr", "cosine_to_first", "cosine_error"]
     print(found.gradients[columns].to_string(index=False, float_format=lambda x: f"{x:.4g}"))
     print(f"{found.passes} backward passes over single completions. Written to {folder}.")
     return 0
+
+
+def whole_numbers(text: str) -> list[int]:
+    """Of `staleness`."""
+    words = [w.strip() for w in text.strip("[]").split(",") if w.strip()]
+    if not all(w.isdigit() for w in words):
+        raise ConfigError(
+            f"staleness: {text!r} given; allowed: a list of whole numbers such as [0,1,4,16]."
+        )
+    return [int(w) for w in words]
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -111,7 +111,7 @@ def arms_of(command: Command, variants: Sequence[Sequence[str]]) -> tuple[Run, l
             "variants: none given; allowed: a list of arms such as variants=[clip=ppo,clip=cispo], "
             "or several values of a key (clip=ppo,cispo)."
         )
-    unique = {name: raw for name, raw in found}
+    unique = dict(found)
     return base, [_arm(name, raw, base.raw) for name, raw in unique.items()]
 
 

@@ -116,14 +116,14 @@ def products(
         found, count = _rows(forward, pool, basis, outputs, chosen, direct=direct)
         passes += count
         inner = torch.zeros(len(found), len(found), dtype=torch.float64)
-        for part in found.split(max(1, 2**22 // max(1, len(found))), dim=1):
+        for part in torch.split(found, max(1, 2**22 // max(1, len(found))), dim=1):
             wide = part.double()
             inner += wide @ wide.T
         gram += basis.weights @ inner @ basis.weights.T if direct else inner
         if keep:
             wanted = basis.weights[list(keep)].to(found) @ found if direct else found[list(keep)]
             sizes = [chosen[n].numel() for n in names]
-            kept |= dict(zip(names, wanted.split(sizes, dim=1), strict=True))
+            kept |= dict(zip(names, torch.split(wanted, sizes, dim=1), strict=True))
     return Products((gram + gram.T) / 2, passes, kept)
 
 
@@ -174,7 +174,7 @@ def _backward(
     now = forward.logps(part)
     values = [getattr(now, name) for name in OUTPUTS if name in outputs]
     full = pool.mask.shape[1]
-    pieces = vector.split([full * v[0, 0].numel() for v in values])
+    pieces = torch.split(vector, [full * v[0, 0].numel() for v in values])
     slopes = [
         piece.view(1, full, *v.shape[2:])[:, :width].to(v)
         for piece, v in zip(pieces, values, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,66 +16,16 @@ from torch import Tensor
 from grpolab.component import ConfigError
 from grpolab.config import Run
 from grpolab.objective.beta import Beta
-from grpolab.probe import measures
+from grpolab.probe import measures, stale
 from grpolab.probe.arms import Arm, arms_of, parse_variants, recomposed
 from grpolab.probe.gradients import Products, make_basis, products
+from grpolab.probe.parts import pieces_of, scaled, token_weights
+from grpolab.probe.records import METRICS, Probe, Reading
 from grpolab.probe.rollouts import Pool, SharedCollector, make_pool, make_table
 from grpolab.probe.source import Place, State, load_state, place_of, run_folder_of
 from grpolab.probe.table import Reader, SharedForward, Table, TableForward
-from grpolab.rollouts import Rollouts
 from grpolab.sweep.compose import Command
 from grpolab.tasks.base import Examples
-
-METRICS = {
-    "loss": "loss/total",
-    "kl": "loss/kl",
-    "contributing_tokens": "tokens/contributing_share",
-    "clip_share": "clip/share",
-    "clip_low": "clip/low",
-    "clip_high": "clip/high",
-    "clip_dropped": "clip/dropped",
-    "entropy": "policy/entropy",
-    "ratio_mean": "policy/ratio_mean",
-    "ratio_std": "policy/ratio_std",
-    "ratio_max": "policy/ratio_max",
-}
-"""Columns of gradients.csv that training measures, too."""
-
-
-@dataclass
-class Reading:
-    """What one arm makes of the rollouts."""
-
-    arm: Arm
-    rollouts: Rollouts
-    beta: float
-    metrics: dict[str, float] = field(default_factory=dict)
-    slopes: dict[str, Tensor] = field(default_factory=dict)
-    """∂loss/∂output [N, T, …] by output, float64."""
-
-    @property
-    def flat(self) -> Tensor:
-        """[N, D] of all outputs, one after the other."""
-        return torch.cat([v.flatten(1) for v in self.slopes.values()], dim=1)
-
-
-@dataclass
-class Probe:
-    """The frames of a probe."""
-
-    cosine: pd.DataFrame
-    """Arms × arms."""
-    cosine_error: pd.DataFrame
-    """Jackknife standard errors over groups of those cosines."""
-    gradients: pd.DataFrame
-    """An arm a row."""
-    tokens: pd.DataFrame
-    """A token a row: arm, row, position, text, weight = −∂loss/∂log p."""
-    step: int
-    passes: int
-    """Backward passes over single completions that gave all of it."""
-    kept: dict[str, Tensor] = field(default_factory=dict)
-    """Parameter → [J, numel] the gradients themselves, where asked for."""
 
 
 def probe(
@@ -87,6 +37,7 @@ def probe(
     out: str | Path | None = None,
     config_dir: str | None = None,
     keep_gradients: bool = False,
+    staleness: Sequence[int] = (),
     **settings: str,
 ) -> Probe:
     """The gradients of every variant on the same rollouts.
@@ -99,6 +50,7 @@ def probe(
         out: a folder for cosine.csv, gradients.csv and the rest.
         config_dir: of YAML files of your own.
         keep_gradients: keep every arm's gradient; all of them in memory.
+        staleness: further updates of the first arm after which to look again.
         settings: overrides of groups: model="tiny", task="gsm8k".
 
     Raises:
@@ -108,7 +60,7 @@ def probe(
     place, words = located(words, run, checkpoint, config_dir)
     chosen = parse_variants(variants) if variants else []
     base, arms = arms_of(Command(words, config_dir=config_dir), chosen)
-    found = measure(base, arms, place, keep=keep_gradients)
+    found = measure(base, arms, place, keep=keep_gradients, staleness=staleness)
     if out is not None:
         write(found, Path(out))
     return found
@@ -134,7 +86,10 @@ def located(
     return place, list({w.partition("=")[0]: w for w in [*own, *words]}.values())
 
 
-def measure(base: Run, arms: Sequence[Arm], place: Place, *, keep: bool = False) -> Probe:
+def measure(
+    base: Run, arms: Sequence[Arm], place: Place, *, keep: bool = False,
+    staleness: Sequence[int] = (),
+) -> Probe:  # fmt: skip
     """Draws the rollouts and probes them."""
     from grpolab.sweep.preflight import check
     from grpolab.training.loop import prepare_torch
@@ -142,7 +97,8 @@ def measure(base: Run, arms: Sequence[Arm], place: Place, *, keep: bool = False)
     ready = check(base)
     prepare_torch(base)
     state = load_state(base, ready.encoder, place, needs_reference=any(map(_has_model, arms)))
-    readings = [_collected(arm, state, ready.examples, memory) for memory in [{}] for arm in arms]
+    memory: dict[Any, Any] = {}
+    readings = [_collected(arm, state, ready.examples, memory) for arm in arms]
     pool = make_pool([r.rollouts for r in readings])
     outputs_run = next((a.run for a in arms if a.run.kl.needs_logits), arms[0].run)
     table = make_table(
@@ -152,7 +108,51 @@ def measure(base: Run, arms: Sequence[Arm], place: Place, *, keep: bool = False)
     for reading, places in zip(readings, pool.places, strict=True):
         _read(reading, state, table, places)
     forward = SharedForward(outputs_run, state.policy, state.reference)
-    return _summary(readings, pool, table, forward, state, keep=keep)
+    found = _summary(readings, pool, table, forward, state, keep=keep)
+    if staleness:
+        found.staleness = _stale(readings, pool, table, forward, state, sorted(set(staleness)))
+    return found
+
+
+def _stale(
+    readings: Sequence[Reading], pool: Pool, table: Table, forward: SharedForward, state: State,
+    updates: Sequence[int],
+) -> pd.DataFrame:  # fmt: skip
+    """Every arm's gradient after further updates of the first; changes the policy."""
+    first = readings[0]
+    for reading, places in zip(readings, pool.places, strict=True):
+        reading.rollouts.old_logps = table.now["logps"][places, : reading.rollouts.mask.shape[1]]
+    truth = replace(first, arm=stale.unbiased_of(first.arm), rollouts=replace(first.rollouts))
+    everyone, everywhere = [truth, *readings], [pool.places[0], *pool.places]
+    learner = stale.Learner(first.arm, state.policy, state.reference)
+    records = []
+    for count in updates:
+        learner.to(count, replace(first.rollouts), state.step, first.beta)
+        now = make_table(
+            forward.run, state.policy, state.reference, pool.rows, set(table.now), ref=False
+        )
+        now.ref = table.ref
+        for reading, places in zip(everyone, everywhere, strict=True):
+            _slopes(reading, state, now, places)
+        combinations = [
+            (places, _padded(r, pool)) for r, places in zip(everyone, everywhere, strict=True)
+        ]
+        basis = make_basis(combinations, len(pool.rows))
+        gram = products(forward, pool.rows, basis, now.outputs()).gram.numpy()
+        cosine = measures.cosines(gram)
+        width = first.rollouts.mask.shape[1]
+        ess = stale.sequence_ess(
+            now.logps_of(pool.places[0], width), first.rollouts.old_logps, first.rollouts.mask
+        )
+        for j, reading in enumerate(everyone):
+            if j:
+                metrics = {k: reading.metrics.get(name, math.nan) for k, name in METRICS.items()}
+                records.append(
+                    {"updates": count, "arm": reading.arm.name, "norm": math.sqrt(gram[j, j]),
+                     "cosine_to_unbiased": cosine[0, j], "cosine_to_first": cosine[1, j],
+                     "sequence_ess": ess, **metrics}
+                )  # fmt: skip
+    return stale.frame(records)
 
 
 def _has_model(arm: Arm) -> bool:
@@ -189,12 +189,21 @@ def _collected(arm: Arm, state: State, examples: Examples, memory: dict[Any, Any
 
 def _read(reading: Reading, state: State, table: Table, places: Tensor) -> None:
     """Fills in an arm's advantages, and what its first update would do to each token."""
-    reader = Reader(
-        reading.arm.run, state.policy, TableForward(reading.arm.run, state.policy, table, places)
-    )
+    reader = _reader(reading, state, table, places)
     reader.score_logps(reading.rollouts, reading.beta)
     reading.rollouts.advantages = reader.advantages(reading.rollouts, state.baseline)
+    _slopes(reading, state, table, places)
+
+
+def _slopes(reading: Reading, state: State, table: Table, places: Tensor) -> None:
+    """Fills in what an update would do to each token, by the log-probs of a table."""
+    reader = _reader(reading, state, table, places)
     reading.slopes, reading.metrics = reader.read(reading.rollouts, state.step, reading.beta)
+
+
+def _reader(reading: Reading, state: State, table: Table, places: Tensor) -> Reader:
+    run = reading.arm.run
+    return Reader(run, state.policy, TableForward(run, state.policy, table, places))
 
 
 def _summary(
@@ -212,9 +221,13 @@ def _summary(
             for g in range(reading.rollouts.groups)
         ]
     ends = np.cumsum([0, *groups])
+    pieces = [split for r, p in zip(readings, pool.places, strict=True)
+              for split in pieces_of(r, _padded(r, pool), p, table)]  # fmt: skip
+    combinations += [(places, weights) for _, places, weights in pieces]
     basis = make_basis(combinations, len(pool.rows))
     found = products(forward, pool.rows, basis, table.outputs())
-    terms = found.gram.numpy()
+    whole = found.gram.numpy()
+    terms = whole[: ends[-1], : ends[-1]]
     owner = np.zeros((arms, len(terms)))
     for j in range(arms):
         owner[j, ends[j] : ends[j + 1]] = 1
@@ -228,16 +241,28 @@ def _summary(
         _row(r, terms[ends[j] : ends[j + 1], ends[j] : ends[j + 1]]) for j, r in enumerate(readings)
     ]
     cosine = measures.cosines(gram)
+    shares = whole[ends[-1] :, : ends[-1]] @ owner.T  # [pieces, J]
+    place_of_arm = {name: j for j, name in enumerate(names)}
+    parted = [
+        {"arm": arm, "kind": kind, "part": part, "share": shares[i, place_of_arm[arm]]
+         / gram[place_of_arm[arm], place_of_arm[arm]] if gram[place_of_arm[arm], place_of_arm[arm]]
+         else math.nan}
+        for i, ((arm, kind, part), _, _) in enumerate(pieces)
+    ]  # fmt: skip
     for j, row in enumerate(rows):
         row["cosine_to_first"], row["cosine_error"] = cosine[0, j], errors[0, j]
     kept = {}
     if keep:
-        kept = _kept(forward, pool, basis, table, owner)
+        wide = np.concatenate([owner, np.zeros((arms, len(pieces)))], axis=1)
+        kept = _kept(forward, pool, basis, table, wide)
     return Probe(
         pd.DataFrame(cosine, index=pd.Index(names, name="arm"), columns=names),
         pd.DataFrame(errors, index=pd.Index(names, name="arm"), columns=names),
         pd.DataFrame(rows),
-        token_weights(readings, state),
+        token_weights(list(readings), state),
+        pd.DataFrame(parted),
+        pd.DataFrame([p for row in rows for p in scaled(row)]),
+        pd.DataFrame(),
         state.step,
         found.passes,
         kept,
@@ -281,40 +306,22 @@ def _row(reading: Reading, terms: np.ndarray[Any, Any]) -> dict[str, Any]:
     return found
 
 
-def token_weights(readings: Sequence[Reading], state: State, rows: int = 4) -> pd.DataFrame:
-    """−∂loss/∂log p of each token of a few completions: what the arm reinforces (> 0) there.
-
-    The completions of the first group in which the first arm learns, else of the first.
-    """
-    first = readings[0]
-    size = first.rollouts.group_size
-    learns = first.slopes["logps"].abs().sum(dim=1).reshape(-1, size).sum(dim=1) > 0
-    start = int(learns.int().argmax()) * size
-    tokenizer = state.policy.encoder.tokenizer
-    found = []
-    for reading in readings:
-        if reading.rollouts.mask.shape != first.rollouts.mask.shape:
-            continue
-        for row in range(start, min(start + rows, start + size)):
-            for t in range(int(reading.rollouts.lengths[row])):
-                token = int(reading.rollouts.completion_ids[row, t])
-                weight = -float(reading.slopes["logps"][row, t])
-                found.append(
-                    {
-                        "arm": reading.arm.name, "row": row, "position": t,
-                        "text": tokenizer.decode([token]), "weight": weight,
-                    }
-                )  # fmt: skip
-    return pd.DataFrame(found)
-
-
 def write(found: Probe, folder: Path) -> None:
-    """cosine.csv, cosine_error.csv, gradients.csv and tokens.csv; the same probe, the same bytes."""
+    """A CSV of each frame, figures/ and probe.html; the same probe, the same bytes of CSV."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, frame, index in (
         ("cosine", found.cosine, True),
         ("cosine_error", found.cosine_error, True),
         ("gradients", found.gradients, False),
         ("tokens", found.tokens, False),
+        ("parts", found.parts, False),
+        ("scaling", found.scaling, False),
+        ("staleness", found.staleness, False),
     ):
+        if frame.empty:
+            continue
         frame.to_csv(folder / f"{name}.csv", index=index, float_format="%.10g", lineterminator="\n")
+    from grpolab.probe.figures import write_figures
+    from grpolab.probe.page import write_page
+
+    write_page(found, folder, write_figures(found, folder / "figures"))

@@ -55,6 +55,10 @@ class Table:
     def outputs(self) -> list[str]:
         return [name for name in OUTPUTS if name in self.now]
 
+    def logps_of(self, places: Tensor, width: int) -> Tensor:
+        """[N, width] log-probs of some rows."""
+        return self.now["logps"][places, :width]
+
 
 class TableForward(SharedForward):
     """A forward pass that looks up its rows; leaves gather the gradient."""
@@ -123,8 +127,9 @@ class Reader(Updater):
             tail = self.forward.table.now[name].shape[2:]
             total = torch.zeros(n, width, *tail, dtype=torch.float64)
             for rows, own, leaves in self.forward.leaves:
-                if leaves[name].grad is not None:
-                    total[rows, :own] = leaves[name].grad.double().cpu()
+                slope = leaves[name].grad
+                if slope is not None:
+                    total[rows, :own] = slope.double().cpu()
             found[name] = total
         self.forward.leaves.clear()
         return found, metrics
