@@ -80,7 +80,12 @@ def cosine_map(cosine: pd.DataFrame) -> Figure | None:
         left.invert_yaxis()
     left.set_axis_off()
     values = cosine.loc[arms, arms].to_numpy()
-    image = axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+    lowest = float(values.min())
+    signed = lowest < 0
+    bottom = -1.0 if signed else min(0.9, np.floor(lowest * 10) / 10)
+    image = axes.imshow(
+        values, cmap="RdBu_r" if signed else "viridis", vmin=bottom, vmax=1, aspect="auto"
+    )
     labels = [style.readable(a) for a in arms]
     axes.set_xticks(range(len(arms)), labels, rotation=90, fontsize=5)
     axes.set_yticks(range(len(arms)), labels, fontsize=5)

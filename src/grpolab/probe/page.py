@@ -23,7 +23,8 @@ td:first-child, th:first-child { text-align: left } img { max-width: 100% }
 <h1>What each variant does to the gradient</h1>
 <p>{{ arms }} arms on the same rollouts (step {{ step }}), by {{ passes }} backward passes over
 single completions. snr and repeat_cosine say what the batch can tell: two independent batches of
-this size would have gradients with a cosine of about repeat_cosine under the very same arm. cosine_error is
+this size would have gradients with a cosine of about repeat_cosine under the very same arm.
+cosine_error is
 the standard error of cosine_to_first over groups.</p>
 <h2>Gradients</h2>
 <table><tr>{% for c in columns %}<th>{{ c }}</th>{% endfor %}</tr>

@@ -141,6 +141,7 @@ def _stale(
         gram = products(forward, pool.rows, basis, now.outputs()).gram.numpy()
         cosine = measures.cosines(gram)
         width = first.rollouts.mask.shape[1]
+        assert first.rollouts.old_logps is not None
         ess = stale.sequence_ess(
             now.logps_of(pool.places[0], width), first.rollouts.old_logps, first.rollouts.mask
         )
@@ -212,15 +213,14 @@ def _summary(
 ) -> Probe:  # fmt: skip
     arms = len(readings)
     combinations: list[tuple[Tensor, Tensor]] = []
-    groups = []
+    prompts = sorted({int(i) for r in readings for i in r.rollouts.prompt_index})
     for reading, places in zip(readings, pool.places, strict=True):
-        size, flat = reading.rollouts.group_size, _padded(reading, pool)
-        groups.append(reading.rollouts.groups)
-        combinations += [
-            (places[g * size : (g + 1) * size], flat[g * size : (g + 1) * size])
-            for g in range(reading.rollouts.groups)
-        ]
-    ends = np.cumsum([0, *groups])
+        flat = _padded(reading, pool)
+        own = reading.rollouts.prompt_index.cpu().repeat_interleave(reading.rollouts.group_size)
+        # a prompt that an arm has dropped adds nothing to its gradient
+        combinations += [(places[own == i], flat[own == i]) for i in prompts]
+    count = len(prompts)
+    ends = np.arange(arms + 1) * count
     pieces = [split for r, p in zip(readings, pool.places, strict=True)
               for split in pieces_of(r, _padded(r, pool), p, table)]  # fmt: skip
     combinations += [(places, weights) for _, places, weights in pieces]
@@ -233,10 +233,7 @@ def _summary(
         owner[j, ends[j] : ends[j + 1]] = 1
     gram = owner @ terms @ owner.T
     names = [r.arm.name for r in readings]
-    errors = np.full((arms, arms), np.nan)
-    if len(set(groups)) == 1:
-        shape = (arms, groups[0], arms, groups[0])
-        errors = measures.cosine_errors(terms.reshape(shape))
+    errors = measures.cosine_errors(terms.reshape(arms, count, arms, count))
     rows = [
         _row(r, terms[ends[j] : ends[j + 1], ends[j] : ends[j + 1]]) for j, r in enumerate(readings)
     ]
