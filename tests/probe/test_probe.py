@@ -273,6 +273,22 @@ def test_with_one_token_the_plain_ratio_is_unbiased() -> None:
     assert near["clip=reinforce"] < 1 - 1e-6
 
 
+def test_mlflow_has_it_beside_the_runs(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    words = [w for w in BASE if not w.startswith("tracking")]
+    own = [f"output_dir={tmp_path}", "clip=ppo,none", f"out={tmp_path / 'probe'}"]
+    assert main(["probe", *words, *own]) == 0
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("default")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.params["arm.1"] == "clip=none"
+    assert run.info.status == "FINISHED"
+    assert len(client.get_metric_history(run.info.run_id, "probe/norm")) == 2
+    assert {"cosine.csv", "probe.html"} <= {a.path for a in client.list_artifacts(run.info.run_id)}
+    assert "grpolab.job_id" not in run.data.tags
+
+
 def test_page_escapes_what_a_model_wrote(tmp_path: Path) -> None:
     found = probe(["clip=ppo"], overrides=BASE)
     found.tokens["text"] = "<script>alert(1)</script>"

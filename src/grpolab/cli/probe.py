@@ -54,6 +54,10 @@ def probe(arguments: Sequence[str]) -> int:
     found = measure(base, arms, place, staleness=stale)
     folder = Path(own.get("out", Path(base.output_dir) / "probe"))
     write(found, folder)
+    if base.tracking.mlflow:
+        from grpolab.probe.log import to_mlflow
+
+        to_mlflow(found, base, folder)
     columns = ["arm", "norm", "loss", "clip_share", "snr", "cosine_to_first", "cosine_error"]
     print(found.gradients[columns].to_string(index=False, float_format=lambda x: f"{x:.4g}"))
     print(f"{found.passes} backward passes over single completions. Written to {folder}.")
