@@ -67,6 +67,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "aggregation": ("objective.aggregation",),
     "correction": ("objective.correction",),
     "design": ("sweep.designs",),
+    "search": ("sweep.search.settings",),
 }
 NESTED = ("mask",)
 """Groups without a folder in conf/: their components stand in a list of another's settings."""

@@ -111,6 +111,9 @@ class Tracking:
         None, "swept factors of the baseline arm; null: those of the first job"
     )
     progress: bool = setting(True, "show a progress bar")
+    tuned_on: list[int] = setting(
+        [], "seeds a search tuned this configuration on, of which no result is reported", ge=0
+    )
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,7 @@ class Run:
     aggregation: Any
     correction: Any
     design: Any
+    search: Any
     optimizer: Optimizer
     hardware: Hardware
     tracking: Tracking
@@ -228,6 +232,11 @@ def _bind_settings(cls: type, node: Mapping[str, Any], key: str) -> Any:
 def check_conflicts(run: Run) -> None:
     """Refuses settings that contradict each other, before anything is loaded."""
     check_advantage(run)
+    if run.seed in run.tracking.tuned_on:
+        raise ConfigError(
+            f"seed: {run.seed} given, on which this configuration was tuned (tracking.tuned_on: "
+            f"{run.tracking.tuned_on}); allowed: other seeds."
+        )
     if run.kl.needs_reference and not run.reference.exists:
         raise ConfigError(
             f"reference: none given with kl={run.kl.name}, which needs one; "
@@ -342,7 +351,9 @@ def check_selection(run: Run) -> None:
         )
 
 
-UNHASHED = ("tracking", "output_dir", "study", "report", "debug", "design", "retry", "on_error")
+UNHASHED = (
+    "tracking", "output_dir", "study", "report", "debug", "design", "search", "retry", "on_error",
+)  # fmt: skip
 """Keys that change where or how a run is recorded, not what it computes."""
 
 

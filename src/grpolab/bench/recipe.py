@@ -21,6 +21,7 @@ DEFAULTS = {
     "task": "arithmetic", "sampler": "static", "selection": "all", "reward": "task",
     "advantage": "group_zscore", "reference": "frozen", "kl": "none", "clip": "ppo",
     "aggregation": "token_mean", "correction": "none", "design": "product",
+    "search": "none",
 }  # fmt: skip
 ADDITION = {
     "template": "What is {a} {op} {b}? Answer with the number.",

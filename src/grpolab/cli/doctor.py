@@ -15,6 +15,7 @@ from grpolab.cli.inspect import key_values
 EXTRAS = {
     "peft": "lora", "reasoning_gym": "reasoning-gym", "gguf": "fetch",
     "hydra_plugins.hydra_joblib_launcher": "joblib", "ray": "ray", "submitit": "slurm",
+    "optuna": "search",
 }  # fmt: skip
 KEYS = {"output_dir": "where the runs lie (outputs)"}
 

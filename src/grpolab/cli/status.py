@@ -139,7 +139,7 @@ def screen(state: SweepState) -> Any:
     return Group(grid, Text("\n".join(lines)))
 
 
-STYLES = {"done": "green", "running": "cyan", "pending": "dim", "failed": "red"}
+STYLES = {"done": "green", "running": "cyan", "pending": "dim", "failed": "red", "pruned": "yellow"}
 
 
 def _follow(given: dict[str, str]) -> None:

@@ -41,6 +41,10 @@ def train(arguments: Sequence[str]) -> int:
         _hand_to_hydra(command)
         return 0
     sweep = expand(command)
+    if sweep.searched:
+        from grpolab.cli.search import run_search
+
+        return run_search(command, sweep)
     if sweep.multirun and world_size() > 1:
         raise ConfigError(
             f"torchrun: {world_size()} ranks given with a sweep of {len(sweep.jobs)} jobs; "

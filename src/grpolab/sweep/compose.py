@@ -70,6 +70,10 @@ class Sweep:
     """The choice of hydra/launcher, with its `_target_`."""
     about: list[str] = field(default_factory=list)
     """The design in words."""
+    searched: bool = False
+    """Whether the only job is what a search starts from."""
+    report_seeds: list[int] = field(default_factory=list)
+    """With a search: those that its best configuration is to run on."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,12 @@ def expand(command: Command, refused: list[Refused] | None = None) -> Sweep:
     swept = [str(o.key_or_group) for o in parsed if o.is_sweep_override()]
     with _Composer(command.config_dir) as compose:
         base = compose(fixed, with_hydra=True)
+        if (base["search"] or {}).get("name", "none") != "none":
+            job = Job(tuple(fixed), compose(fixed))
+            return Sweep(
+                [job], [], False, base["hydra"]["launcher"], searched=True,
+                report_seeds=_report_seeds(parsed, base, job),
+            )  # fmt: skip
         multirun = command.multirun or base["hydra"]["mode"] == "MULTIRUN"
         if swept and not multirun:
             raise ConfigError(f"{swept[0]}: several values make a sweep; allowed with -m.")
@@ -116,6 +126,50 @@ def expand(command: Command, refused: list[Refused] | None = None) -> Sweep:
                 f"{base['design']}; allowed: one design for all jobs."
             )
     return Sweep(jobs, arranged.factors, True, base["hydra"]["launcher"], arranged.about)
+
+
+def compose_all(config_dir: str | None, jobs: Sequence[Sequence[str]]) -> list[Job]:
+    """The jobs of these lists of overrides.
+
+    Raises:
+        ConfigError: one of them cannot be composed.
+    """
+    with _Composer(config_dir) as compose:
+        return [Job(tuple(job), compose(list(job))) for job in jobs]
+
+
+def choices_of(config_dir: str | None, overrides: list[str]) -> dict[str, str]:
+    """{group: choice} that these overrides come to, those of an experiment file included."""
+    from hydra import compose
+
+    with _Composer(config_dir) as checked:
+        checked(overrides)
+        found = compose("train", overrides=overrides, return_hydra_config=True)
+        chosen = found.hydra.runtime.choices
+        return {str(k): str(v) for k, v in chosen.items() if v is not None}
+
+
+def _report_seeds(parsed: Sequence[Any], base: Mapping[str, Any], job: Job) -> list[int]:
+    """The seeds of a search's command, which alone may be several; no other factor may be swept."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    given = {str(o.key_or_group) for o in parsed}
+    params = base["hydra"]["sweeper"].get("params") or {}
+    named = [f"{k}={v}" for k, v in params.items() if k not in given]
+    swept = [
+        o for o in (*parsed, *_parsed(OverridesParser.create(), named)) if o.is_sweep_override()
+    ]
+    for override in swept:
+        if override.key_or_group != "seed":
+            raise ConfigError(
+                f"{override.key_or_group}: several values given with "
+                f"search={base['search']['name']}; allowed: one, or its place in search.space."
+            )
+    texts = _values(swept[-1]) if swept else [str(job.raw["seed"])]
+    try:
+        return [int(text) for text in texts] if not isinstance(texts, Interval) else []
+    except ValueError:
+        raise ConfigError(f"seed: {list(texts)} given; allowed: whole numbers.") from None
 
 
 def _parsed(parser: Any, overrides: Sequence[str]) -> list[Any]:
@@ -167,7 +221,7 @@ def arrange(overrides: Sequence[Any], base: Mapping[str, Any]) -> Arranged:
     }
     factors = {str(o.key_or_group): _values(o) for o in kept.values() if o.is_sweep_override()}
     for key in factors:
-        if key.partition(".")[0] == "design" or key.startswith("tracking.baseline"):
+        if key.partition(".")[0] in ("design", "search") or key.startswith("tracking.baseline"):
             raise ConfigError(f"{key}: several values given; allowed: one for the whole sweep.")
     design = from_config("design", base["design"] or {})
     points = design(factors, base["baseline"])
@@ -230,7 +284,7 @@ class _Composer:
                 nodes = {k: OmegaConf.select(config, f"hydra.{k}") for k in ("sweeper", "launcher")}
                 mode = str(getattr(config.hydra.mode, "name", config.hydra.mode))
                 plain = {k: OmegaConf.to_container(v, resolve=False) for k, v in nodes.items()}
-                ours = {"design": "design", "baseline": "tracking.baseline"}
+                ours = {"design": "design", "search": "search", "baseline": "tracking.baseline"}
                 picked = {k: OmegaConf.select(config, key) for k, key in ours.items()}
                 return {"hydra": {"mode": mode, **plain}} | {
                     k: None if v is None else OmegaConf.to_container(v, resolve=True)

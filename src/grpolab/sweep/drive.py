@@ -66,7 +66,7 @@ class Driver:
         """
         with self._signals():
             try:
-                while self.running or (not self.stopping and (self.waiting or self.elsewhere)):
+                while self._goes_on():
                     self._start_some()
                     for ended in self.pool.wait(POLL_SECONDS):
                         self._settle(ended)
@@ -78,6 +78,10 @@ class Driver:
             self.pool.close()
         if self.interrupted:
             raise KeyboardInterrupt
+
+    def _goes_on(self) -> bool:
+        """Whether something is at work, or left to do."""
+        return bool(self.running or (not self.stopping and (self.waiting or self.elsewhere)))
 
     def stop(self) -> None:
         """No further job starts; those that run finish their step and checkpoint."""

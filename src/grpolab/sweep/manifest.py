@@ -102,8 +102,9 @@ def write_manifest(
     command: Sequence[str],
     factors: Sequence[str],
     jobs: Sequence[Member],
+    search: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a sweep's manifest."""
+    """Writes a sweep's manifest; `search` is what `grpolab.sweep.search.record` says of one."""
     baseline = next((m.arm for m in jobs if m.baseline), BASELINE)
     content = {
         "sweep": sweep_id,
@@ -115,7 +116,7 @@ def write_manifest(
         "factors": list(factors),
         "baseline_arm": baseline,
         "jobs": [vars(m) for m in jobs],
-    }
+    } | ({"search": dict(search)} if search is not None else {})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 

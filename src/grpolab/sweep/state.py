@@ -13,13 +13,13 @@ from grpolab.sweep.manifest import read_manifest
 from grpolab.tracking.folder import RunFolder, lease_is_live
 
 TAIL_BYTES = 1 << 16
-STATES = ("done", "running", "pending", "failed")
+STATES = ("done", "running", "pending", "failed", "pruned")
 
 
 @dataclass(frozen=True)
 class JobState:
-    """One run. `state` is done, running (some live process holds its lease), failed, or pending:
-    never started, interrupted, or left behind by a kill."""
+    """One run. `state` is done, running (some live process holds its lease), failed, pruned (a
+    search ended it early), or pending: never started, interrupted, or left behind by a kill."""
 
     job_id: str
     arm: str
@@ -51,16 +51,22 @@ class SweepState:
     jobs: list[JobState]
     seconds_left: float | None
     """With as many runs at once as there are now (one, if none is)."""
+    search: dict[str, Any] | None = None
+    """What a search's manifest says of its trials; None for other sweeps."""
 
     @property
     def counts(self) -> dict[str, int]:
-        """Runs by state."""
-        return {s: sum(j.state == s for j in self.jobs) for s in STATES}
+        """Runs by state; the trials that a search has not drawn yet count as a pending run each."""
+        found = {s: sum(j.state == s for j in self.jobs) for s in STATES}
+        if self.search is not None and not any(found[s] for s in ("running", "pending")):
+            found["pending"] += self.search["left"]
+        return found
 
     @property
     def finished(self) -> bool:
-        """Whether every run is done."""
-        return all(j.state == "done" for j in self.jobs)
+        """Whether every run is done, or was ended by its search."""
+        counts = self.counts
+        return not any(counts[s] for s in ("running", "pending", "failed"))
 
 
 def job_state(folder: RunFolder, member: Mapping[str, Any]) -> JobState:
@@ -73,7 +79,7 @@ def job_state(folder: RunFolder, member: Mapping[str, Any]) -> JobState:
     step, steps = int(last.get("step", 0)), int(member.get("steps") or 0)
     seconds = float(last.get("time/wall", 0.0))
     left = None
-    if state == "done":
+    if state in ("done", "pruned"):
         left = 0.0
     elif step:
         left = seconds / step * max(0, steps - step)
@@ -129,6 +135,7 @@ def sweep_state(path: Path) -> SweepState:
         folder=manifest.get("folder", "."),
         jobs=with_guesses(jobs),
         seconds_left=time_left(jobs),
+        search=manifest.get("search"),
     )
 
 

@@ -14,6 +14,7 @@ from grpolab.sweep.state import JobState, job_state, time_left, with_guesses
 from grpolab.tracking.folder import RunFolder
 
 LOOK_SECONDS = 1.0
+ENDED = ("done", "failed", "pruned")
 
 
 class SweepProgress:
@@ -34,7 +35,7 @@ class SweepProgress:
         if enabled and console.is_terminal:
             self.live = Live(console=console, transient=True, auto_refresh=False)
         self._looked = -math.inf
-        self._said = {s.job_id for s in self._states() if s.state in ("done", "failed")}
+        self._said = {s.job_id for s in self._states() if s.state in ENDED}
         if self._said and enabled:
             print(f"{len(self._said)} of {len(members)} runs were done before.", file=sys.stderr)
 
@@ -62,7 +63,7 @@ class SweepProgress:
             return
         states = self._states()
         for state in states:
-            if state.state in ("done", "failed") and state.job_id not in self._said:
+            if state.state in ENDED and state.job_id not in self._said:
                 self._said.add(state.job_id)
                 self._say(f"{len(self._said)}/{len(states)} {summary(state)}")
         if self.live is not None:

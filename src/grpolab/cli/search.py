@@ -1,0 +1,262 @@
+"""`grpolab train … search=optuna`: checks, then draws and runs trials until there are enough."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from grpolab.component import ConfigError
+from grpolab.sweep.compose import Command, Sweep
+from grpolab.tracking.folder import write_atomically
+
+if TYPE_CHECKING:
+    from grpolab.sweep.search.prepare import Search
+    from grpolab.sweep.search.study import Study
+
+
+def checked(command: Command, sweep: Sweep) -> tuple[Search, Any]:
+    """The search of a command, and its launcher; nothing is written.
+
+    Raises:
+        ConfigError: it cannot run.
+    """
+    from grpolab.cli.train import own_launcher
+    from grpolab.sweep.preflight import check
+    from grpolab.sweep.search.prepare import prepare
+    from grpolab.training.launched import world_size
+
+    if world_size() > 1:
+        raise ConfigError(
+            f"torchrun: {world_size()} ranks given with search=optuna; allowed: one process (its "
+            "runs run beside each other through hydra/launcher=local)."
+        )
+    search = prepare(command, sweep)
+    launcher = own_launcher(sweep.launcher)
+    if launcher is None:
+        raise ConfigError(
+            "hydra/launcher: a plugin of Hydra given with search=optuna; allowed: local, ray, "
+            "slurm."
+        )
+    if launcher.in_process and search.settings.pruner != "none":
+        raise ConfigError(
+            f"hydra.launcher.workers: 0 given with search.pruner={search.settings.pruner}, which "
+            "stops runs of other processes; allowed: at least 1, or search.pruner=none."
+        )
+    check(search.run)
+    launcher.check([sweep.jobs[0].raw])
+    return search, launcher
+
+
+def run_search(command: Command, sweep: Sweep) -> int:
+    """Runs a search to its end; 0 if every trial has ended and none failed."""
+    from filelock import FileLock, Timeout
+
+    from grpolab.sweep.search.record import Recorder
+
+    search, launcher = checked(command, sweep)
+    sweep_id, parent_id = _enter(command, search)
+    folder = search.folder(sweep_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(str(folder / ".driver.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:  # it is let go by the kernel, also when its holder is killed
+        print("Another process runs this search; waiting for its end.", file=sys.stderr)
+        lock.acquire()
+    with lock:
+        study = _study(search, folder)
+        manifest = folder.with_suffix(".json")
+        record = Recorder(manifest, search, study)
+        print(
+            f"Search {sweep_id}: {search.settings.trials} trials × {len(search.settings.seeds)} "
+            f"seeds, {len(study.trials())} begun before, study {search.run.study}.",
+            flush=True,
+        )
+        with _parent(search, parent_id) as finished:
+            left_alone = _drive(search, study, launcher, sweep, sweep_id, record)
+            files = _write_results(search, study, sweep_id, folder)
+            finished(study)
+    return _report(search, study, sweep_id, files, left_alone)
+
+
+def _study(search: Search, folder: Path) -> Study:
+    from grpolab.sweep.search.study import Study
+
+    return Study(
+        folder / "optuna.db", search.key, search.settings, search.space,
+        steps=search.run.steps, first=search.first,
+    )  # fmt: skip
+
+
+def _drive(
+    search: Search, study: Study, launcher: Any, sweep: Sweep, sweep_id: str, record: Any
+) -> set[int]:
+    from grpolab.sweep.search.drive import SearchDriver
+    from grpolab.sweep.watch import SweepProgress
+
+    count = max(1, study.left() + len(study.begun()))
+    pool = launcher.pool([sweep.jobs[0].raw] * count, search.folder(sweep_id))
+    shown = search.run.tracking.progress and not launcher.in_process
+    output = Path(search.run.output_dir) / search.run.study
+    with SweepProgress(output, record.members, enabled=shown) as progress:
+        driver = SearchDriver(search, study, pool, sweep_id, changed=record, show=progress.show)
+        driver.run()
+    return driver.left_alone
+
+
+def _enter(command: Command, search: Search) -> tuple[str, str | None]:
+    """The sweep's id and its MLflow run; those it had where the search was begun before."""
+    from filelock import FileLock
+
+    from grpolab.sweep.manifest import manifest_path, new_sweep_id, write_manifest, write_parent
+    from grpolab.sweep.search.record import describe, find_search
+
+    run = search.run
+    folder = Path(run.output_dir) / run.study / "sweeps"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(folder / ".lock")):
+        known = find_search(run.output_dir, run.study, search.key)
+        sweep_id = str(known["sweep"]) if known else new_sweep_id()
+        path = manifest_path(run.output_dir, run.study, sweep_id)
+        if known is None:
+            write_manifest(
+                path, sweep_id=sweep_id, study=run.study, parent_run_id=None,
+                command=["grpolab", "train", *command.words], factors=sorted(search.space),
+                jobs=[], search=describe(search, None),
+            )  # fmt: skip
+        elif known["command"] != shlex.join(["grpolab", "train", *command.words]):
+            content = known | {"command": shlex.join(["grpolab", "train", *command.words])}
+            write_atomically(path, json.dumps(content, indent=2) + "\n")
+        parent = _open_parent(search, sweep_id, command, (known or {}).get("parent_run_id"))
+        if parent:
+            write_parent(path, parent)
+    return sweep_id, parent
+
+
+def _open_parent(search: Search, sweep_id: str, command: Command, known: str | None) -> str | None:
+    run = search.run
+    if not run.tracking.mlflow:
+        return None
+    from grpolab.sweep.preflight import tracking_uri
+    from grpolab.tracking.mlflow import connect, patiently, reopen, start_run
+
+    tags = {
+        "grpolab.study": run.study,
+        "grpolab.sweep": sweep_id,
+        "grpolab.search": search.settings.name,
+        "grpolab.tuning_seeds": ",".join(map(str, search.settings.seeds)),
+    }
+
+    def meet() -> str:
+        client, experiment = connect(tracking_uri(run), run.output_dir, run.study)
+        if known and reopen(client, known, tags):
+            return known
+        params = {"overrides": " ".join(command.overrides), "factors": ",".join(search.space)}
+        name = f"search {sweep_id}"
+        return str(start_run(client, experiment, name=name, tags=tags, params=params))
+
+    return patiently(meet)
+
+
+@contextmanager
+def _parent(search: Search, run_id: str | None) -> Iterator[Any]:
+    """Ends the search's MLflow run with the block: FINISHED, with the best trial, if it was told
+    that the search is."""
+    ended: list[Study] = []
+    try:
+        yield ended.append
+    finally:
+        if run_id is not None:
+            try:
+                _end_parent(search, run_id, ended[0] if ended else None)
+            except Exception as error:  # the store is away: the folder knows how it ended
+                print(f"MLflow does not know that the search has ended ({type(error).__name__}).",
+                      file=sys.stderr)  # fmt: skip
+
+
+def _end_parent(search: Search, run_id: str, study: Study | None) -> None:
+    from mlflow import MlflowClient
+
+    from grpolab.sweep.preflight import tracking_uri
+
+    client = MlflowClient(tracking_uri=tracking_uri(search.run))
+    if study is None:
+        client.set_terminated(run_id, status="KILLED")
+        return
+    for trial in study.best()[:1]:
+        client.set_tag(run_id, "grpolab.best_trial", str(trial.number))
+        for goal, value in zip(search.settings.goals, trial.values or [], strict=True):
+            client.log_metric(run_id, goal.metric.replace("@", "_at_"), value)
+    client.set_terminated(run_id, status="KILLED" if study.left() or study.begun() else "FINISHED")
+
+
+def _write_results(search: Search, study: Study, sweep_id: str, folder: Path) -> dict[int, str]:
+    """The experiment files of the best trials, and search.json."""
+    from grpolab.sweep.search.best import write_best
+    from grpolab.sweep.search.record import results
+
+    files = {}
+    several = len(search.settings.goals) > 1
+    for trial in study.best():
+        name = f"front_{trial.number}" if several else "best"
+        values = study.overrides_of(trial.number)
+        head = _head(search, sweep_id, trial, len(study.trials()))
+        files[trial.number] = str(write_best(search, values, folder / "conf", name, head))
+    content = results(search, study, sweep_id, files)
+    write_atomically(folder / "search.json", json.dumps(content, indent=2) + "\n")
+    return files
+
+
+def _head(search: Search, sweep_id: str, trial: Any, trials: int) -> str:
+    """The comment of an experiment file: where it comes from, and on which seeds it was tuned."""
+    found = _values(search, trial)
+    return (
+        f"# Trial {trial.number} of {trials}, search {sweep_id}, study {search.run.study}.\n"
+        f"# Tuned on seeds {_listed(search.settings.seeds)}, where {found}: the best of several,\n"
+        "# which flatters it. Report other seeds (tracking.tuned_on refuses those).\n"
+    )
+
+
+def _values(search: Search, trial: Any) -> str:
+    pairs = zip(search.settings.goals, trial.values, strict=True)
+    return ", ".join(f"{goal.metric} is {value:.4g}" for goal, value in pairs)
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _report(
+    search: Search, study: Study, sweep_id: str, files: Mapping[int, str], left_alone: set[int]
+) -> int:
+    """The closing summary."""
+    from grpolab.sweep.search.record import arm, describe
+
+    states = describe(search, study)["states"]
+    counted = ", ".join(f"{n} {s}" for s, n in states.items()) or "none"
+    seeds = search.settings.seeds
+    print(f"\nSearch {sweep_id}: {counted}; tuned on seeds {_listed(seeds)}.")
+    for trial in study.trials():
+        if trial.state.name == "FAIL":
+            print(f"  trial {trial.number} failed: {trial.user_attrs.get('reason')}")
+    for number in sorted(left_alone):
+        print(f"  trial {number} was interrupted; the same command goes on with it.")
+    word = "best" if len(search.settings.goals) == 1 else "on the front"
+    for trial in study.best():
+        values = study.overrides_of(trial.number)
+        print(f"  {word}: trial {trial.number}, {_values(search, trial)} on the tuning seeds: "
+              f"{arm(values)}")  # fmt: skip
+        path = Path(files[trial.number])
+        words = [
+            "grpolab", "train", "--config-dir", str(path.parents[1]), f"experiment={path.stem}",
+            f"output_dir={search.run.output_dir}",
+        ]  # fmt: skip
+        print(f"    {shlex.join(words)}  # on seeds {_listed(search.report_seeds)}")
+    print(f"  {search.folder(sweep_id) / 'search.json'}, optuna.db")
+    ended = not (study.left() or study.begun())
+    return 0 if ended and not states.get("fail") else 1
