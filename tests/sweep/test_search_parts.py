@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def test_both_ends_whole_means_whole_numbers() -> None:
     ],
 )
 def test_no_space(space: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match="search.space") as error:
+    with pytest.raises(ConfigError, match=r"search\.space") as error:
         parse(space)
     assert said in str(error.value)
 
@@ -171,7 +172,7 @@ def opened(path: Path, **settings: Any) -> Study:
 
 def value(overrides: dict[str, str]) -> float:
     """A score that is best at a learning rate of 1e-3 and for cispo."""
-    return -abs(np.log10(float(overrides["optimizer.lr"])) + 3) + (overrides["clip"] == "cispo")
+    return -abs(math.log10(float(overrides["optimizer.lr"])) + 3) + (overrides["clip"] == "cispo")
 
 
 def played(path: Path, *, reopened: bool, **settings: Any) -> list[dict[str, str]]:

@@ -30,6 +30,7 @@ and disk by past runs in the same output_dir, and what is done already. Trains n
 
 design=product|one_factor|leave_one_out|ladder|zip|random|latin_hypercube|fractional_factorial
 chooses the combinations of the swept factors: grpolab list design
+search=optuna searches settings instead: its space is checked, and trials × seeds are said
 
 exit code: 0, or 2 if a job is refused (each is said)"""
 MOST_ROWS = 40
@@ -120,6 +121,10 @@ def made(words: Sequence[str], effect: float, correlation: float) -> dict[str, A
     command.multirun = True
     refused: list[Refused] = []
     sweep = expand(command, refused)
+    if sweep.searched:
+        from grpolab.cli.plan_search import planned
+
+        return planned(words, command, sweep)
     jobs = check_all(sweep, refused)
     text = shlex.join(["grpolab", "plan", *words])
     if refused:
@@ -179,6 +184,11 @@ def is_swept(override: str, factors: Mapping[str, Any]) -> bool:
 
 def show(found: Mapping[str, Any]) -> None:
     """Prints a plan."""
+    if "space" in found:
+        from grpolab.cli.plan_search import show as show_search
+
+        show_search(found)
+        return
     from grpolab.cli.catalogue import console
 
     screen = console()

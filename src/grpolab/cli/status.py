@@ -132,11 +132,28 @@ def screen(state: SweepState) -> Any:
     counts = ", ".join(f"{n} {s}" for s, n in state.counts.items() if n)
     left = "" if ended(state) else f"; about {duration(state.seconds_left)} left"
     lines = [f"{counts}{left}"]
+    if state.search is not None:
+        lines += about_search(state.search)
     if state.counts["pending"] and not state.counts["running"]:
         lines.append("grpolab resume goes on with it.")
     if state.counts["failed"] and state.sweep:
         lines.append("grpolab resume retry=failed runs the failed ones again.")
     return Group(grid, Text("\n".join(lines)))
+
+
+def about_search(search: dict[str, Any]) -> list[str]:
+    """How a search stands, a sentence each."""
+    states = ", ".join(f"{n} {s}" for s, n in search["states"].items()) or "none begun"
+    seeds = ", ".join(map(str, search["tuning_seeds"]))
+    lines = [
+        f"{search['trials']} trials: {states}, {search['left']} to come; tuned on seeds {seeds}"
+    ]
+    metrics = [goal["metric"] for goal in search["objective"]]
+    for best in search["best"]:
+        values = zip(metrics, best["values"], strict=True)
+        found = ", ".join(f"{metric} {value:.4g}" for metric, value in values)
+        lines.append(f"best so far: trial {best['trial']}, {found}")
+    return lines
 
 
 STYLES = {"done": "green", "running": "cyan", "pending": "dim", "failed": "red", "pruned": "yellow"}
@@ -188,8 +205,16 @@ def _resume_sweep(state: SweepState, retry: str | None) -> int:
     if Path(state.folder).is_dir():
         os.chdir(state.folder)  # relative paths in the command mean those
     print(f"{state.command}  (in {Path.cwd()})", flush=True)
-    now = {job_id(job.raw) for job in expand(parse_command(words)).jobs}
-    before = {job.job_id for job in state.jobs}
+    before: set[str]
+    if state.search is not None:
+        from grpolab.cli.search import checked
+
+        command = parse_command(words)
+        now = {checked(command, expand(command))[0].key}
+        before = {state.search["key"]}
+    else:
+        now = {job_id(job.raw) for job in expand(parse_command(words)).jobs}
+        before = {job.job_id for job in state.jobs}
     if now != before:
         raise ConfigError(
             f"sweep: {state.sweep} consists of other jobs now, since the package's sources or the "

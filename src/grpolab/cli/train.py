@@ -277,6 +277,9 @@ def _report(
     statuses = [f.status() for f in folders]
     done = sum(s["state"] == "done" for s in statuses)
     print(f"\n{done} of {len(folders)} runs done.")
+    if run.tracking.tuned_on:
+        seeds = ", ".join(map(str, run.tracking.tuned_on))
+        print(f"  tuned on seeds {seeds}, which are none of these runs'")
     for folder, status in zip(folders, statuses, strict=True):
         if status["state"] != "done":
             print(f"  {status['state']}: {folder.path}: {status['reason'] or state_of_one}")

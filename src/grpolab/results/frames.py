@@ -41,8 +41,9 @@ class Results:
     """Logged runs as two tidy frames.
 
     `runs` has one row a run, failed, unfinished and missing ones included: study, sweep, job_id,
-    arm, baseline (bool), seed (int), status (done, running, failed, pending, missing), reason, and
-    `factor.<key>` (text) for each swept config key, the seed among them where there are several.
+    arm, baseline (bool), seed (int), status (done, running, failed, pending, missing, or pruned by
+    a search), reason, and `factor.<key>` (text) for each swept config key, the seed among them
+    where there are several.
     `history` has one row a logged number: study, job_id, arm, seed, step, metric, value, and the
     x columns `tokens` (generated so far) and `wall` (seconds so far) at that step; its text columns
     are categories, since a text a row would be most of the memory.

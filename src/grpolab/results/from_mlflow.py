@@ -117,12 +117,18 @@ def _record(
         arm=arm,
         baseline=tags.get("grpolab.baseline", "").lower() == "true",
         seed=int(tags.get("grpolab.seed", -1)),
-        status=_STATUS.get(run.status, "pending"),
+        status=_status(run),
         reason=tags.get(_REASON),
         factors={key: _factor(key, run, dict(_overrides(arm))) for key in keys},
         read=_reader(store, attempts),
         fingerprint=";".join(known) if len(known) == len(prints) else None,
     )
+
+
+def _status(run: StoredRun) -> str:
+    if run.status == "KILLED" and "grpolab.pruned" in run.tags:
+        return "pruned"  # a search ended it early
+    return _STATUS.get(run.status, "pending")
 
 
 def _reader(store: Store, attempts: Sequence[StoredRun]) -> Callable[[], Points]:

@@ -169,7 +169,7 @@ def _report_seeds(parsed: Sequence[Any], base: Mapping[str, Any], job: Job) -> l
     try:
         return [int(text) for text in texts] if not isinstance(texts, Interval) else []
     except ValueError:
-        raise ConfigError(f"seed: {list(texts)} given; allowed: whole numbers.") from None
+        raise ConfigError(f"seed: {texts} given; allowed: whole numbers.") from None
 
 
 def _parsed(parser: Any, overrides: Sequence[str]) -> list[Any]:

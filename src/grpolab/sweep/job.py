@@ -165,7 +165,7 @@ def _identity(run: Run, raw: dict[str, Any]) -> dict[str, Any]:
     identity: dict[str, Any] = {
         "study": run.study, "sweep": run.tracking.sweep, "job_id": own, "arm": BASELINE,
         "seed": run.seed, "baseline": True, "factors": {}, "parent_run_id": None,
-        "steps": run.steps,
+        "steps": run.steps, "tuned_on": run.tracking.tuned_on,
     }  # fmt: skip
     if run.tracking.sweep is None:
         return identity

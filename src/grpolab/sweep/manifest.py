@@ -133,6 +133,8 @@ def find_manifest(output_dir: str, study: str, jobs: Sequence[Member]) -> dict[s
     wanted = {(m.job_id, m.arm) for m in jobs}
     paths = sorted((Path(output_dir) / study / "sweeps").glob("*.json"), reverse=True)
     for found in map(read_manifest, paths):
+        if "search" in found:
+            continue
         if {(m["job_id"], m["arm"]) for m in found["jobs"]} == wanted:
             return found
     return None

@@ -162,6 +162,8 @@ def _tags(identity: Mapping[str, Any]) -> dict[str, str]:
     if identity["sweep"]:
         tags["grpolab.sweep"] = str(identity["sweep"])
     tags["grpolab.baseline"] = "true" if identity["baseline"] else "false"
+    if identity.get("tuned_on"):
+        tags["grpolab.tuned_on"] = ",".join(map(str, identity["tuned_on"]))
     sha = _git("rev-parse", "HEAD")
     return tags | ({"mlflow.source.git.commit": sha} if sha else {})
 

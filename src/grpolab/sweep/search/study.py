@@ -75,7 +75,8 @@ class Study:
 
     def trials(self) -> list[optuna.trial.FrozenTrial]:
         """All trials, by number."""
-        return self.study.get_trials(deepcopy=False)
+        found: list[optuna.trial.FrozenTrial] = self.study.get_trials(deepcopy=False)
+        return found
 
     def left(self) -> int:
         """Trials that have not been drawn yet."""
@@ -88,7 +89,7 @@ class Study:
 
     def draw(self) -> int:
         """The number of a new trial."""
-        return self.study.ask().number
+        return int(self.study.ask().number)
 
     def overrides(self, number: int) -> dict[str, str]:
         """A trial's values as texts of overrides; what a kill kept from being drawn is drawn."""
@@ -204,7 +205,7 @@ def _sampler(settings: Optuna) -> Any:
                 seed=seed, n_startup_trials=settings.startup, multivariate=True, constant_liar=True
             )
 
-    class Seeded(BaseSampler):
+    class Seeded(BaseSampler):  # type: ignore[misc]
         def infer_relative_search_space(self, study: Any, trial: Any) -> Any:
             return made(trial.number).infer_relative_search_space(study, trial)
 
