@@ -57,7 +57,7 @@ class Searched:
 
     def run(self, trial: dict[str, Any], seed: int = 0) -> Path:
         """The folder of a trial's run."""
-        return self.out / "tuned" / trial["jobs"][seed]
+        return self.out / "tuned" / str(trial["jobs"][seed])
 
 
 def search(out: Path, *overrides: str) -> Searched:

@@ -41,6 +41,8 @@ class Attempt:
     """The seed it is at."""
     seen: int = -1
     """Bytes of that seed's metrics.jsonl when they were read last."""
+    reported: int = 0
+    """The resource of the last value handed on."""
     finals: list[list[float]] = field(default_factory=list)
     """[seed][objective] of the seeds that are done."""
 
@@ -99,6 +101,7 @@ class SearchDriver(Driver):
             for job in jobs:
                 bind_run(job.raw)
         except ConfigError as error:  # choices that do not go together
+            self.study.note(number, "overrides", values)
             self.study.fail(number, str(error))
             self.changed(Attempt(number, values, [], []))
             return
@@ -185,11 +188,12 @@ class SearchDriver(Driver):
         before = [finals[0] for finals in attempt.finals]
         points = self._series(key, self.search.settings.goals[0].metric)
         for count, (step, _) in enumerate(points, start=1):
-            if step == 0:
-                continue  # before training, and for a later seed the end of the one before
+            resource = attempt.place * self.search.run.steps + step
+            if step == 0 or resource <= attempt.reported:
+                continue  # step 0 is before training, and for a later seed the end of the last one
             now = final_value(np.array([v for _, v in points[:count]]))
             value = (sum(before) + now) / (len(before) + 1)
-            resource = attempt.place * self.search.run.steps + step
+            attempt.reported = resource
             if self.study.report(attempt.number, resource, value):
                 self._prune(attempt, key, step, value)
                 return
@@ -206,6 +210,7 @@ class SearchDriver(Driver):
             return  # a trial of the same settings still wants it
         if key in self.waiting:
             self.waiting.remove(key)
+        self.elsewhere.discard(key)
         self.pruned[key] = reason
         self.pool.stop([key])
 
@@ -232,7 +237,7 @@ class SearchDriver(Driver):
             self._advance(attempt)
 
     def _settle(self, ended: Ended) -> None:
-        if ended.key in self.pruned and ended.state in (DIED, "interrupted"):
+        if ended.key in self.pruned and ended.state in (DIED, "interrupted", "busy"):
             self.running.remove(ended.key)
         else:
             super()._settle(ended)
