@@ -177,4 +177,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def entry() -> None:
     """The console script."""
-    sys.exit(main())
+    from grpolab.cli.streams import open_all
+
+    open_all()
+    code = main()
+    sys.stdout.flush()
+    sys.exit(code)

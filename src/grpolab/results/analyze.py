@@ -21,7 +21,7 @@ from grpolab.results.summary import (
 )
 from grpolab.results.tables import write_verdicts
 from grpolab.results.verdicts import Rules, in_words, verdicts
-from grpolab.tracking.folder import write_atomically
+from grpolab.tracking.disk import staged
 
 _SCRIPT_DEFAULTS: dict[str, str | None] = {
     "sweep": "latest",
@@ -89,18 +89,20 @@ def analyze(
     runs = run_values(results, metric)
     source = drawing.Source(results, metric, judged)
     drawn, left_out = drawing.draw(source, figures)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "verdicts.csv", judged.to_csv(index=False))
-    write_atomically(folder / "runs.csv", runs.to_csv(index=False))
+    with staged(folder) as scratch:
+        judged.to_csv(scratch / "verdicts.csv", index=False)
+        runs.to_csv(scratch / "runs.csv", index=False)
+        tables = [
+            *write_tables(arms, scratch / "tables"),
+            *write_verdicts(judged, scratch / "tables"),
+        ]
+        saved = drawing.save(drawn, scratch / "figures", both)
     return AnalyzeOutput(
         out=folder,
         verdicts_csv=folder / "verdicts.csv",
         runs_csv=folder / "runs.csv",
-        tables=(
-            *write_tables(arms, folder / "tables"),
-            *write_verdicts(judged, folder / "tables"),
-        ),
-        figures=drawing.save(drawn, folder / "figures", both),
+        tables=tuple(folder / path.relative_to(scratch) for path in tables),
+        figures=tuple(folder / path.relative_to(scratch) for path in saved),
         left_out=left_out,
         verdicts=judged,
         arms=arms,

@@ -59,6 +59,12 @@ class Reward(ABC):
     def __call__(self, inputs: RewardInputs) -> Scores:
         """Score N completions. What raises or exceeds its time limit is NaN for that sample."""
 
+    @property
+    def first_error(self) -> str | None:
+        """What made the first sample unscorable that failed; None where none did."""
+        found: str | None = getattr(vars(self).get("_guard"), "first_error", None)
+        return found
+
     def check_limit(self, max_new_tokens: int) -> None:
         """ValueError, beginning with the setting's name, where a setting does not go with the
         sampler's token limit."""

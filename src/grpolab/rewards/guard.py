@@ -4,6 +4,9 @@ The time limit uses SIGALRM in the main thread of a POSIX process: it interrupts
 `re` while it backtracks. Elsewhere (Windows, a worker thread) the call runs in a thread of its own,
 which is interrupted when its time is up if it runs Python code, and left behind if it does not.
 Neither can stop a long call into other compiled code; a process can be, see `isolated`.
+
+A call that forks may let its child return as well, which would train on as a second writer of the
+run, and fork again at the next sample: the child ends where it comes back.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
+import os
 import signal
 import threading
 import time
@@ -53,10 +57,11 @@ class Guard:
         A single value that is no number makes its own sample NaN.
         """
         try:
-            values = list(limited(call, time_limit))
+            values = only_here(lambda: limited(lambda: list(call()), time_limit))
             if len(values) != count:
                 raise ValueError(f"{len(values)} scores for {count} completions")
-        except (Exception, TimeLimitExceeded) as error:
+        # SystemExit would end the run as if all was well
+        except (Exception, TimeLimitExceeded, SystemExit) as error:
             self._failed(error, count)
             return [math.nan] * count
         return [self._number(value) for value in values]
@@ -82,6 +87,16 @@ class Guard:
                 self.label,
                 self.first_error,
             )
+
+
+def only_here(call: Callable[[], T]) -> T:
+    """The result of `call` in this process; a process that it forked ends, however it comes back."""
+    own = os.getpid()
+    try:
+        return call()
+    finally:
+        if os.getpid() != own:
+            os._exit(0)
 
 
 def limited(call: Callable[[], T], seconds: float | None) -> T:

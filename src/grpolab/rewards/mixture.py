@@ -58,6 +58,11 @@ class Mixture(Reward):
     def _rewards(self) -> dict[str, Reward]:
         return {label: _reward(label, part) for label, part in self.parts.items()}
 
+    @property
+    def first_error(self) -> str | None:
+        errors = ((label, reward.first_error) for label, reward in self._rewards.items())
+        return next((f"{label}: {error}" for label, error in errors if error), None)
+
     def check_limit(self, max_new_tokens: int) -> None:
         """Refuses what a part refuses."""
         for label, reward in self._rewards.items():

@@ -121,6 +121,8 @@ class Driver:
         self.deaths[ended.key] += 1
         if self.deaths[ended.key] < DEATHS:
             self.waiting.append(ended.key)
+        elif self.stop_on_error and not self.stopping:
+            self.stop()
 
     def _note_refusal(self, ended: Ended) -> None:
         """A job that was refused before it had a STATUS is a failed one, too."""

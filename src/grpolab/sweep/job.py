@@ -20,6 +20,7 @@ from grpolab.tracking.provenance import provenance
 from grpolab.training import checkpoint
 from grpolab.training.failures import RankFailed, RankLost, TrainingFailed
 from grpolab.training.loop import Interrupted, Trainer
+from grpolab.training.memory import is_out_of_memory
 from grpolab.training.ranks import Ranks, joined
 
 
@@ -86,6 +87,24 @@ def _lead(run: Run, raw: dict[str, Any], folder: RunFolder, ranks: Ranks) -> str
         return "pending"
 
 
+def in_a_sentence(error: Exception, *, speaks: bool) -> str:
+    """An error as STATUS has it: one line, and in words where memory ran out.
+
+    Args:
+        error: of the run.
+        speaks: whether its text is meant to be read alone.
+    """
+    text = " ".join(str(error).split())
+    if speaks:
+        return text
+    if is_out_of_memory(error):
+        return (
+            f"out of memory ({type(error).__name__}: {text[:300]}); a smaller prompts_per_step, "
+            "sampler.max_new_tokens or hardware.memory_budget needs less"
+        )
+    return f"{type(error).__name__}: {text}"
+
+
 def no_room(output_dir: str) -> str:
     """What is said of a full disk."""
     return (
@@ -142,8 +161,7 @@ def _train(run: Run, raw: dict[str, Any], folder: RunFolder, ready: Ready, ranks
             raise
         known = isinstance(error, TrainingFailed)
         speaks = isinstance(error, (TrainingFailed, RankFailed))
-        reason = str(error) if speaks else f"{type(error).__name__}: {error}"
-        folder.set_status("failed", reason)
+        folder.set_status("failed", in_a_sentence(error, speaks=speaks))
         if known:
             checkpoint.remove(folder.path)  # it led here, and would again
         else:

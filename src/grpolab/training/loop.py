@@ -126,9 +126,11 @@ class Trainer:
         metrics = reward_metrics(seen.rewards, seen.reward_parts)
         unscorable = metrics["reward/unscorable_share"]
         if unscorable > self.run.max_unscorable:
+            why = getattr(self.run.reward, "first_error", None)
             raise TrainingFailed(
                 f"{unscorable:.0%} of a batch's samples were unscorable "
                 f"(max_unscorable is {self.run.max_unscorable:.0%})"
+                + (f"; the reward's first error: {why}" if why else "")
             )
         examples = [
             self.examples.train[i]

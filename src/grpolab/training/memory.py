@@ -7,8 +7,12 @@ import torch
 from grpolab.config import Hardware
 from grpolab.policy.policy import Policy
 
-ON_A_CPU = ("not enough memory", "can't allocate memory", "could not create a primitive")
-"""What PyTorch's allocator and oneDNN say on a CPU; they have no exception of their own."""
+ON_A_CPU = (
+    "not enough memory", "can't allocate memory", "could not create a primitive",
+    "Cannot allocate memory",
+)  # fmt: skip
+"""What PyTorch's allocator, oneDNN and the system say on a CPU; they have no exception of their
+own."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
