@@ -26,17 +26,22 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 ODD = (
-    "", "null", "true", "nan", "inf", "-inf", "-1", "0", "1", "2", "3.5", "1e-300", "1e400", "[]", "{}",
-    "[1,2]", "[null]", "{a: 1}", "{name: ppo}", "ppo", "frozen", "none", "'größe 実験'", "größe", "'a b'", "???",
-    "${seed}", "${nope}", "${oc.env:HOME}", "${oc.env:NO_SUCH_NAME}", "'", '"', "\\", "a=b", "a:b", "..", "/", ".",
-    "~", "@", "!", "%", "(", "[", "{", "}", "*", "glob(*)", "range(1,4)", "choice(1,2)", "choice()",
-    "interval(0,1)", "sort(3,1)", "shuffle(1,2)", "int(1.5)", "json_str({})", "extend_list(1)", "\x00",
-    "\u202e", "x" * 5000, "1" * 400, "-0", "+1", "01", "1_000", "0x10", "os:getcwd", "no.such:thing",
+    "", "null", "true", "nan", "inf", "-inf", "-1", "0", "1", "2", "3.5", "1e-300", "1e400", "[]",
+    "{}", "[1,2]", "[null]", "{a: 1}", "{name: ppo}", "ppo", "frozen", "none",
+    "'größe 実験'", "größe", "'a b'",
+    "???", "${seed}", "${nope}", "${oc.env:HOME}", "${oc.env:NO_SUCH_NAME}", "'", '"', "\\", "a=b",
+    "a:b", "..", "/", ".", "~", "@", "!", "%", "(", "[", "{", "}", "*", "glob(*)",
+    "range(1,4)", "choice(1,2)", "choice()",
+    "interval(0,1)", "sort(3,1)", "shuffle(1,2)", "int(1.5)", "json_str({})", "extend_list(1)",
+    "\x00", "\u202e", "x" * 5000, "1" * 400, "-0", "+1", "01", "1_000", "0x10", "os:getcwd",
+    "no.such:thing",
 )  # fmt: skip
 """Values that fit somewhere, and nowhere else."""
 ODD_KEYS = (
-    "", "clip.", ".clip", "clip..low", "clip.lwo", "no_such", "größe", "clip@x", "hydra", "hydra.mode",
-    "hydra.launcher.workers", "hydra/launcher", "experiment", "debug", "tracking.baseline.clip", "clip.name",
+    "", "clip.", ".clip", "clip..low", "clip.lwo", "no_such", "größe", "clip@x", "hydra",
+    "hydra.mode",
+    "hydra.launcher.workers", "hydra/launcher", "experiment", "debug", "tracking.baseline.clip",
+    "clip.name",
     "clip._target_", "task._target_", "hydra.sweeper.params.seed", "_self_", "defaults",
 )  # fmt: skip
 LOCAL = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -64,7 +69,8 @@ def fitting(hint: Any) -> list[str]:
     if typing.get_origin(hint) is typing.Literal:
         return [str(a) for a in typing.get_args(hint)]
     known = {
-        int: ["0", "1", "2", "8", "64"], float: ["0.0", "0.1", "1.0", "2", "1e-3"], str: ["a", "'b c'"],
+        int: ["0", "1", "2", "8", "64"], float: ["0.0", "0.1", "1.0", "2", "1e-3"],
+        str: ["a", "'b c'"],
         bool: ["true", "false"], type(None): ["null"],
     }  # fmt: skip
     return known.get(hint, []) or [v for a in typing.get_args(hint) for v in fitting(a)]
@@ -98,8 +104,8 @@ def nothing_runs() -> Iterator[None]:
 
     with (
         mock.patch.dict(os.environ, LOCAL),
-        mock.patch.object(train, "run_one", lambda *_: 0),
-        mock.patch.object(train, "_run_sweep", lambda *_: 0),
+        mock.patch.object(train, "run_one", return_value=0),
+        mock.patch.object(train, "_run_sweep", return_value=0),
     ):
         yield
 
@@ -133,9 +139,9 @@ def check(command: str, words: Sequence[str]) -> int:
 
 
 def is_for_fuzzing(words: Sequence[str]) -> bool:
-    """Flags that are Hydra's own (help, completion) are another matter, and a word of `plan`'s would
-    name a file to write."""
-    return not any(w.startswith("-") and w != "-m" or w.startswith("out=") for w in words)
+    """Flags of Hydra's own (help, completion) are another matter; `plan out=` names a file to
+    write."""
+    return not any((w.startswith("-") and w != "-m") or w.startswith("out=") for w in words)
 
 
 def main(minutes: float) -> int:

@@ -26,8 +26,8 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A scratch folder beside `folder`. Its files go to their places in `folder` when the block ends
-    well; where it fails, `folder` is as it was."""
+    """A scratch folder beside `folder`. Its files go to their places in `folder` when the block
+    ends well; where it fails, `folder` is as it was."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
