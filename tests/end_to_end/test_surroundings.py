@@ -1,4 +1,4 @@
-"""What a run's surroundings may do to it: pipes, signals, clocks, odd paths, two drivers at once."""
+"""What a run's surroundings do to it: pipes, signals, clocks, odd paths, two drivers at once."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class Guard:
 
 
 def only_here(call: Callable[[], T]) -> T:
-    """The result of `call` in this process; a process that it forked ends, however it comes back."""
+    """The result of `call` in this process; one that it forked ends, however it comes back."""
     own = os.getpid()
     try:
         return call()

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import ClassVar, Literal
 
 from grpolab.objective.settings import setting
 from grpolab.rewards.base import Reward, RewardInputs, Scores
+from grpolab.rewards.guard import Guard
+
+COUNT_SECONDS = 10.0
+"""For one completion; a text of hundreds of megabytes is unscorable (NaN)."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +37,15 @@ class Repetition(Reward):
     def __call__(self, inputs: RewardInputs) -> Scores:
         """One score for each of the N completions; ValueError without the tokens it needs."""
         if self.of == "words":
-            return Scores([self._penalty(text.lower().split()) for text in inputs.completions])
-        if inputs.tokens is None:
+            calls = [partial(self._of_words, text) for text in inputs.completions]
+        elif inputs.tokens is None:
             raise ValueError("reward.of: tokens given, and the inputs hold none; allowed: words.")
-        return Scores([self._penalty(tokens) for tokens in inputs.tokens()])
+        else:
+            calls = [partial(self._penalty, tokens) for tokens in inputs.tokens()]
+        return Scores([self._guard.score(call) for call in calls])
+
+    def _of_words(self, text: str) -> float:
+        return self._penalty(text.lower().split())
 
     def _penalty(self, items: Sequence[Hashable]) -> float:
         count = len(items) - self.n + 1
@@ -44,3 +54,7 @@ class Repetition(Reward):
         distinct = len({tuple(items[start : start + self.n]) for start in range(count)})
         # Not −0.0 for a completion without a repetition.
         return self.penalty * (1 - distinct / count) if distinct < count else 0.0
+
+    @cached_property
+    def _guard(self) -> Guard:
+        return Guard(self.name, COUNT_SECONDS)

@@ -173,11 +173,9 @@ def _report_seeds(parsed: Sequence[Any], base: Mapping[str, Any], job: Job) -> l
 
 
 def _parsed(parser: Any, overrides: Sequence[str]) -> list[Any]:
-    from hydra.errors import HydraException
-
     try:
         return list(parser.parse_overrides(list(overrides)))
-    except HydraException as error:
+    except Exception as error:  # Hydra's own, OmegaConf's, and ValueErrors of either
         raise ConfigError(f"command line: {first_line(error)}") from error
 
 
@@ -220,7 +218,9 @@ def arrange(overrides: Sequence[Any], base: Mapping[str, Any]) -> Arranged:
         if not o.is_sweep_override() or last[str(o.key_or_group)] is o
     }
     factors = {str(o.key_or_group): _values(o) for o in kept.values() if o.is_sweep_override()}
-    for key in factors:
+    for key, values in factors.items():
+        if isinstance(values, list) and not values:  # clip=glob(z*)
+            raise ConfigError(f"{key}: no choice matches; allowed: a pattern that one does.")
         if key.partition(".")[0] in ("design", "search") or key.startswith("tracking.baseline"):
             raise ConfigError(f"{key}: several values given; allowed: one for the whole sweep.")
     design = from_config("design", base["design"] or {})
@@ -231,15 +231,13 @@ def arrange(overrides: Sequence[Any], base: Mapping[str, Any]) -> Arranged:
 
 def _values(override: Any) -> Values:
     """A sweep's values as Hydra's own sweeper writes them, or its interval."""
-    from hydra.errors import HydraException
-
     if override.is_interval_sweep():
         sweep = override.value()
         whole = isinstance(sweep.start, int) and isinstance(sweep.end, int)
         return Interval(sweep.start, sweep.end, log="log" in sweep.tags, whole=whole)
     try:
         return list(override.sweep_string_iterator())
-    except HydraException as error:
+    except Exception as error:  # as in `_parsed`
         raise ConfigError(f"{override.key_or_group}: {first_line(error)}") from error
 
 
@@ -274,9 +272,7 @@ class _Composer:
 
     def _compose(self, overrides: list[str], *, with_hydra: bool = False) -> dict[str, Any]:
         from hydra import compose
-        from hydra.errors import HydraException
         from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
 
         try:
             config = compose("train", overrides=overrides, return_hydra_config=with_hydra)
@@ -291,7 +287,7 @@ class _Composer:
                     for k, v in picked.items()
                 }
             found = OmegaConf.to_container(config, resolve=True)
-        except (HydraException, OmegaConfBaseException) as error:
+        except Exception as error:  # as in `_parsed`
             raise ConfigError(explain(error, overrides)) from error
         assert isinstance(found, dict)
         return {str(k): v for k, v in found.items()}

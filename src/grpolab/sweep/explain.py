@@ -50,8 +50,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
-    return str(error).strip().splitlines()[0]
+    """The first line of an error's message; its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _unknown_choice(group: str, given: str) -> str:
