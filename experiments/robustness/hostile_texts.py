@@ -97,6 +97,9 @@ def measure(texts: Mapping[str, str], limit: float) -> Iterator[Found]:
         assert callable(reward)
         reward(inputs("\\boxed{1}", gsm8k))  # helper processes start
         for label, text in texts.items():
+            pool = getattr(reward, "_pool", None)
+            if pool is not None:
+                pool.start()  # a new helper in the place of a killed one; no limit counts that
             began = time.perf_counter()
             score = reward(inputs(text, gsm8k, "B" if name == "choice" else ANSWER)).total[0]
             yield name, label, time.perf_counter() - began, allowed, score
