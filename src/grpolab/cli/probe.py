@@ -27,6 +27,10 @@ exit code: 0, or 2 for a configuration that is refused"""
 
 def probe(arguments: Sequence[str]) -> int:
     """Probes, prints a table, and writes the frames."""
+    if any(word.startswith("lab=") for word in arguments):  # a gradient known exactly
+        from grpolab.cli.lab import lab
+
+        return lab(arguments)
     if not arguments or any(a in ("-h", "--help") for a in arguments):
         print(USAGE.format(keys="\n".join(f"  {k:<12}{v}" for k, v in OWN_KEYS.items())))
         return 0
