@@ -140,7 +140,7 @@ class SearchDriver(Driver):
 
     def _next_seed(self, attempt: Attempt) -> None:
         """Notes the values of a seed that is done."""
-        from grpolab.results.summary import final_value
+        from grpolab.results.statistics import final_value
 
         key = attempt.keys[attempt.place]
         series = [self._series(key, g.metric) for g in self.search.settings.goals]
@@ -178,7 +178,7 @@ class SearchDriver(Driver):
         """Hands on what the trial's present run has logged since, and ends the trial if it falls
         behind. The value at a step is the mean over the seeds so far, each one's own being that of
         the last 10 % of its evaluations up to there."""
-        from grpolab.results.summary import final_value
+        from grpolab.results.statistics import final_value
 
         key = attempt.keys[attempt.place]
         size = _size(self.folders[key].path / "metrics.jsonl")
