@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,16 @@ from matplotlib.lines import Line2D
 from grpolab.results import figures, style, theme
 from grpolab.results.analyze import analyze, summary
 from grpolab.results.figures import kl, scores
-from grpolab.results.frames import Results, ResultsError, RunRecord, build
+from grpolab.results.frames import (
+    Results,
+    ResultsError,
+    RunRecord,
+    history_frame,
+    ordered,
+    runs_frame,
+)
+from grpolab.results.points import Points
+from grpolab.results.points import points as as_points
 from grpolab.results.summary import arm_table
 from grpolab.results.verdicts import VERDICT_COLUMNS, verdicts
 
@@ -27,6 +37,21 @@ FINALS: dict[tuple[str, str], tuple[float | None, ...]] = {
     ("none", "k3"): (0.70, 0.60, None),
 }
 DISTANCES = {"ppo": 0.04, "none": 0.25}
+
+
+def build(records: Iterable[RunRecord]) -> Results:
+    rows = ordered(records)
+    return Results(runs_frame(rows), history_frame(rows, [row.read() for row in rows]))
+
+
+def logged(metrics: Mapping[str, Mapping[int, float]]) -> Points:
+    flat = [
+        (code, step, value)
+        for code, line in enumerate(metrics.values())
+        for step, value in line.items()
+    ]
+    codes, steps, values = zip(*flat, strict=True)
+    return as_points(list(metrics), codes, steps, values)
 
 
 def arm_name(clip: str, penalty: str) -> str:
@@ -66,8 +91,8 @@ def record(clip: str, penalty: str, seed: int, final: float | None, lr: str = "1
         baseline=(clip, penalty) == ("ppo", "none"),
         seed=seed,
         status="done" if final is not None else "failed",
-        factors={"clip": clip, "kl": penalty, "seed": str(seed)},
-        points=points,
+        factors={"clip": clip, "kl": penalty},
+        read=lambda: logged(points),
     )
 
 
@@ -275,7 +300,7 @@ def lr_sweep() -> Results:
             change: dict[str, Any] = {"arm": f"optimizer.lr={lr}", "baseline": False}
             if lr == "1e-4":
                 change = {}
-            factors = {"optimizer.lr": lr, "seed": str(seed)}
+            factors = {"optimizer.lr": lr}
             runs.append(RunRecord(**{**made.__dict__, **change, "factors": factors}))
     return build(runs)
 

@@ -90,7 +90,11 @@ def seconds(results: Results) -> pd.DataFrame:
     ]
     chosen = chosen.sort_values("step")
     table = chosen.pivot_table(
-        index=["arm", "job_id"], columns="metric", values="value", aggfunc=_after_the_first
+        index=["arm", "job_id"],
+        columns="metric",
+        values="value",
+        aggfunc=_after_the_first,
+        observed=True,
     )
     table = pd.DataFrame(table.reindex(columns=wanted).reset_index())
     table = table[np.isfinite(table[STEP].to_numpy(dtype=float))]
@@ -168,7 +172,7 @@ def first_reached(results: Results, metric: str, level: float) -> pd.DataFrame:
     chosen = results.history[results.history["metric"] == metric].sort_values("step")
     sign = 1.0 if describe(metric).higher_is_better else -1.0
     rows = []
-    for job_id, curve in chosen.groupby("job_id", sort=True):
+    for job_id, curve in chosen.groupby("job_id", sort=True, observed=True):
         there = np.flatnonzero(sign * curve["value"].to_numpy(dtype=float) >= sign * level)
         row = curve.iloc[there[0] if len(there) else -1]
         rows.append(

@@ -91,7 +91,11 @@ def smoothing(results: Results, metric: str) -> int:
 
     1 (none) for evaluations and for runs of fewer than 40 logged steps.
     """
-    counts = results.history.loc[results.history["metric"] == metric].groupby("job_id").size()
+    counts = (
+        results.history.loc[results.history["metric"] == metric]
+        .groupby("job_id", observed=True)
+        .size()
+    )
     if not describe(metric).every_step or counts.empty or counts.max() < 40:
         return 1
     return int(counts.max()) // 20 // 2 * 2 + 1
@@ -143,7 +147,7 @@ def _cross(axes: Axes, curve: pd.DataFrame, look: ArmStyle) -> None:
 
 def seed_curves(history: pd.DataFrame, x: str, window: int) -> Iterator[tuple[str, pd.DataFrame]]:
     """(job_id, frame of x and y indexed by step), y smoothed."""
-    for job_id, group in history.groupby("job_id", sort=True):
+    for job_id, group in history.groupby("job_id", sort=True, observed=True):
         curve = group.sort_values("step").set_index("step")
         rolled = curve["value"].rolling(window, center=True, min_periods=1).mean()
         xs = curve.index.to_numpy() if x == "step" else curve[x].to_numpy()
