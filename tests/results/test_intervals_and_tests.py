@@ -50,7 +50,7 @@ def test_bootstrap_agrees_with_scipy(method: Literal["percentile", "bca"]) -> No
 def test_bca_of_another_statistic_moves_with_scipy() -> None:
     data = rng(4).lognormal(0.0, 1.0, 30)
 
-    def deviation(values: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    def deviation(values: np.ndarray) -> np.ndarray:
         return np.asarray(values.std(axis=-1))
 
     theirs = stats.bootstrap(

@@ -15,7 +15,7 @@ import pytest
 from scipy import stats
 
 from grpolab.results.analyze import analyze
-from grpolab.results.frames import Results, ResultsError, RunRecord, build
+from grpolab.results.frames import Results, ResultsError
 from grpolab.results.load import load
 from grpolab.results.summary import run_values
 from grpolab.results.verdicts import VERDICT_COLUMNS, in_words, verdicts
@@ -69,7 +69,8 @@ def test_verdicts_are_paired_by_seed(tmp_path: Path) -> None:
 
 def test_lower_is_better_where_the_metric_says_so(tmp_path: Path) -> None:
     results = sweep(tmp_path, {"baseline": 0.0, "clip=a": 0.1})
-    renamed = results.history.replace({"metric": {"eval/accuracy": "reward/unscorable_share"}})
+    renamed = results.history[results.history["metric"] == "eval/accuracy"]
+    renamed = renamed.assign(metric="reward/unscorable_share")
     assert list(verdicts(Results(results.runs, renamed), "reward/unscorable_share")["verdict"]) == [
         "worse"
     ]
@@ -127,18 +128,20 @@ def study(
     arms: Mapping[str, Sequence[float | str | None]], metric: str = "eval/accuracy"
 ) -> Results:
     """One evaluation a run; None is a run that failed, a text its status."""
-    records = []
+    runs, history = [], []
     for arm, finals in arms.items():
         for seed, final in enumerate(finals):
-            lost = final is None or isinstance(final, str)
-            status = "failed" if final is None else final if isinstance(final, str) else "done"
-            points = {} if lost else {metric: {10: float(final)}}  # type: ignore[arg-type]
-            records.append(
-                RunRecord(
-                    "s", "w", f"{arm}-{seed}", arm, arm == "baseline", seed, status, points=points
-                )
+            status = final if isinstance(final, str) else "failed" if final is None else "done"
+            key = {"study": "s", "job_id": f"{arm}-{seed}", "arm": arm, "seed": seed}
+            runs.append(
+                key | {"sweep": "w", "baseline": arm == "baseline", "status": status, "reason": ""}
             )
-    return build(records)
+            if status == "done":
+                history.append(
+                    key | {"step": 9, "metric": metric, "value": final, "tokens": 1.0, "wall": 1.0}
+                )
+    logged = pd.DataFrame(history).astype({"value": float})
+    return Results(pd.DataFrame(runs), logged)
 
 
 def shifted(by: float, factor: float = 1.0) -> list[float | str | None]:
@@ -317,16 +320,13 @@ def test_rules_that_are_none_are_refused(given: dict[str, str], message: str) ->
         verdicts(study(PLANTED), **given)  # type: ignore[arg-type]
 
 
-def test_the_command_writes_them_whole(
-    output_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("grpolab.results.analyze.write_figures", lambda *_: ())
+def test_the_command_writes_them_whole(output_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match=r"^alpha=0: "):
         analyze(output_dir=output_dir, sweep="first", out=tmp_path / "o", alpha="0")
     assert not (tmp_path / "o").exists()
     made = analyze(
         output_dir=output_dir, sweep="first", out=tmp_path / "o", alpha="0.1", equivalence="0.5",
-        correction="none", test="welch",
+        correction="none", test="welch", figures="final_comparison",
     )  # fmt: skip
     rows = list(csv.DictReader(made.verdicts_csv.open()))
     assert tuple(rows[0]) == VERDICT_COLUMNS

@@ -67,10 +67,13 @@ def pairs_of(values: pd.DataFrame, test: str, rng: np.random.Generator) -> list[
     for _, runs in values.groupby("study"):
         arms = list(arms_of(runs))
         base = next((entry for entry in arms if entry[2]), None)
+        if base is None:
+            continue
+        theirs, lost = _by_seed(base[3]), _failed(base[3])
         for study, arm, baseline, group in arms:
-            if base is None or baseline:
+            if baseline:
                 continue
-            ours, theirs = _by_seed(group), _by_seed(base[3])
+            ours = _by_seed(group)
             x, y, chosen = _samples(ours, theirs, test)
             found.append(
                 Pair(
@@ -87,7 +90,7 @@ def pairs_of(values: pd.DataFrame, test: str, rng: np.random.Generator) -> list[
                     runs=len(group),
                     failed=_failed(group),
                     baseline_runs=len(base[3]),
-                    baseline_failed=_failed(base[3]),
+                    baseline_failed=lost,
                 )
             )
     return found
