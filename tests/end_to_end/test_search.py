@@ -120,16 +120,17 @@ def test_status_and_resume_know_a_search(
     undisturbed: Searched, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = f"output_dir={undisturbed.out}"
-    assert main(["status", where, "json=true"]) == 0
+    ours = f"sweep={undisturbed.folder.name}"
+    assert main(["status", where, ours, "json=true"]) == 0
     (sweep,) = json.loads(capsys.readouterr().out)["sweeps"]
     states = [t["state"] for t in undisturbed.trials]
     assert sweep["counts"]["pruned"] == states.count("pruned")
     assert sweep["counts"]["done"] == states.count("complete")
     assert sweep["counts"]["pending"] == 0
     assert sweep["search"]["tuning_seeds"] == [1000]
-    assert main(["status", where, "watch=false"]) == 0
+    assert main(["status", where, ours, "watch=false"]) == 0
     assert "4 trials: " in capsys.readouterr().out
-    assert main(["resume", where]) == 0
+    assert main(["resume", where, ours]) == 0
     assert "Nothing is left to do" in capsys.readouterr().out
 
 
@@ -137,7 +138,7 @@ def test_the_analysis_keeps_pruned_runs_as_what_they_are(undisturbed: Searched) 
     from grpolab.results.load import load
 
     for uri in (None, f"sqlite:///{undisturbed.out / 'mlflow.db'}"):
-        found = load(output_dir=undisturbed.out, sweep="latest", uri=uri).runs
+        found = load(output_dir=undisturbed.out, sweep=undisturbed.folder.name, uri=uri).runs
         states = dict(zip(found["job_id"], found["status"], strict=True))
         assert states == {
             t["jobs"][0]: "pruned" if t["state"] == "pruned" else "done" for t in undisturbed.trials
