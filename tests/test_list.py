@@ -217,7 +217,7 @@ def test_json(listed: Any) -> None:
         (["cipso"], "unknown group 'cipso'; allowed: task, ", "did you mean cispo?"),
         (["clip", "cipso"], "clip: unknown clip 'cipso'; allowed: ", "did you mean cispo?"),
         (["clip=cipso"], "clip: unknown clip 'cipso'; allowed: ", "did you mean cispo?"),
-        (["zzzz"], "unknown group 'zzzz'; allowed: ", "design."),
+        (["zzzz"], "unknown group 'zzzz'; allowed: ", "search."),
         (["clip", "ppo", "low"], "low: too much; allowed: ", "[name]."),
         (["json=yes"], "json: 'yes' given; allowed: ", "false."),
         (["--all"], "--all: unknown flag; allowed: ", "json=true."),
