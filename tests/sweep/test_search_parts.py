@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from grpolab.component import ConfigError, component
+from grpolab.config import job_id
+from grpolab.sweep.compose import expand, parse_command
 from grpolab.sweep.search.prune import Hyperband
 from grpolab.sweep.search.settings import Goal
 from grpolab.sweep.search.space import Choices, Range, parse
@@ -234,3 +236,10 @@ def test_reports_are_noted_once_and_decided_again_after_a_kill(tmp_path: Path) -
     again.prune(rivals[1], "why")
     assert again.pruned() == {"abc": "why"}
     assert again.best() == []
+
+
+def test_a_search_is_no_part_of_a_runs_identity() -> None:
+    (job,) = expand(parse_command(["debug=smoke"])).jobs
+    without = {key: value for key, value in job.raw.items() if key != "search"}
+    assert job_id(job.raw | {"search": {"name": "optuna", "trials": 3}}) == job_id(without)
+    assert job_id(without | {"steps": 99}) != job_id(without)
