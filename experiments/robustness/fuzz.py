@@ -138,10 +138,15 @@ def check(command: str, words: Sequence[str]) -> int:
     return code
 
 
+SWEEPS = (",", "glob(", "range(", "choice(", "experiment=")
+
+
 def is_for_fuzzing(words: Sequence[str]) -> bool:
-    """Flags of Hydra's own (help, completion) are another matter; `plan out=` names a file to
-    write."""
-    return not any((w.startswith("-") and w != "-m") or w.startswith("out=") for w in words)
+    """Flags of Hydra's own (help, completion) are another matter, `plan out=` names a file to
+    write, and a product of sweeps has hundreds of jobs, whose checks take minutes."""
+    swept = sum(any(mark in word for mark in SWEEPS) for word in words)
+    others = any((w.startswith("-") and w != "-m") or w.startswith("out=") for w in words)
+    return swept <= 1 and not others
 
 
 def main(minutes: float) -> int:

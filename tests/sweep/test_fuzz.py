@@ -33,7 +33,7 @@ def test_what_fuzzing_found_is_refused(command: str, case: str) -> None:
 
 
 @settings(
-    max_examples=25, deadline=None, database=None, derandomize=True, phases=[Phase.generate],
+    max_examples=10, deadline=None, database=None, derandomize=True, phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 @given(st.sampled_from(["plan", "train"]), commands().filter(is_for_fuzzing))

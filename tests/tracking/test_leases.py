@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ class Clock:
 
     def __init__(self, jump: float) -> None:
         self.jump, self.slept = jump, 0.0
-        self.meanwhile = lambda: None
+        self.meanwhile: Callable[[], object] = lambda: None
 
     def time(self) -> float:
         return time.time() + self.jump
@@ -81,7 +81,7 @@ def test_another_host_s_lease_is_watched_not_read_off_the_clock(
     run = held(tmp_path, "elsewhere", 1, time.time())
     seen = clock(monkeypatch, jump)
     if renews:
-        seen.meanwhile = lambda: [held(tmp_path, "elsewhere", 1, time.time() + 10), None][1]
+        seen.meanwhile = lambda: held(tmp_path, "elsewhere", 1, time.time() + 10)
         with pytest.raises(Busy), run.lease():
             pass
     else:
