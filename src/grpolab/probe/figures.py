@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from scipy.cluster.hierarchy import dendrogram, leaves_list, linkage
 from scipy.spatial.distance import squareform
 
@@ -108,6 +109,10 @@ def norms(gradients: pd.DataFrame) -> Figure | None:
     left.plot(gradients["norm"].where(gradients["norm"] > 0), y, "o", ms=3, color="black")
     left.set_xscale("log")
     left.set_xlabel("gradient norm")
+    left.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    left.xaxis.set_major_formatter(FuncFormatter(lambda norm, _: f"{norm:g}"))
+    left.xaxis.set_minor_formatter(NullFormatter())
+    left.margins(y=0.5 / max(1, len(gradients)))
     left.set_yticks(y, [style.readable(a) for a in gradients["arm"]], fontsize=5)
     left.invert_yaxis()
     right.errorbar(gradients["cosine_to_first"], y, xerr=gradients["cosine_error"].fillna(0),
