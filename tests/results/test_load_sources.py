@@ -17,9 +17,9 @@ import pytest
 import grpolab.results
 from grpolab.results import cache, from_mlflow
 from grpolab.results.load import Results, ResultsError, load
-from grpolab.results.points import merged, points
+from grpolab.results.points import Points, merged, points
 from grpolab.results.sql_store import SqlStore, sqlite_path
-from grpolab.results.store import ClientStore
+from grpolab.results.store import ClientStore, StoredRun
 
 
 def assert_same(one: Results, other: Results) -> None:
@@ -175,9 +175,12 @@ def test_only_a_changed_run_is_read_again(
 ) -> None:
     asked: list[str] = []
     real = SqlStore.points
-    monkeypatch.setattr(
-        SqlStore, "points", lambda self, run: asked.append(run.run_id) or real(self, run)
-    )
+
+    def noted(self: SqlStore, run: StoredRun) -> Points:
+        asked.append(run.run_id)
+        return real(self, run)
+
+    monkeypatch.setattr(SqlStore, "points", noted)
     before = load(uri=uri_of(store), sweep="first")
     assert len(asked) == 6
     asked.clear()

@@ -137,7 +137,8 @@ class _Evaluation:
         if isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
             pairs = zip(sides[:-1], node.ops, sides[1:], strict=True)
-            return np.logical_and.reduce([self._compare(*pair) for pair in pairs])
+            chained: Mask = np.logical_and.reduce([self._compare(*pair) for pair in pairs])
+            return chained
         name = _dotted(node)
         if name is not None and self._column(name).dtype == bool:
             return self._column(name).to_numpy(dtype=bool)
@@ -150,7 +151,7 @@ class _Evaluation:
         if isinstance(op, (ast.In, ast.NotIn)):
             if not isinstance(one, pd.Series) or not isinstance(other, list):
                 raise self._refused(right, "`in` has a column before it and a list behind")
-            found = np.logical_or.reduce(
+            found: Mask = np.logical_or.reduce(
                 [np.zeros(len(one), dtype=bool), *(_compared(one, operator.eq, v) for v in other)]
             )
             return ~found if isinstance(op, ast.NotIn) else found

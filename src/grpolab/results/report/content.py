@@ -73,7 +73,8 @@ def config_differences(
     found: dict[str, dict[str, str]] = {}
     for arm in names:
         own = (path for (name, _), path in sorted(places.items()) if name == arm)
-        found[arm] = next((c for c in map(_config, own) if c), None) or _factors(results, arm)
+        configs = [config for config in map(_config, own) if config]
+        found[arm] = configs[0] if configs else _factors(results, arm)
     base = found[names[0]] if names else {}
     return {
         arm: [
@@ -107,7 +108,8 @@ def _flat(node: Any, before: str = "") -> Iterator[tuple[str, str]]:
 
 def _factors(results: Results, arm: str) -> dict[str, str]:
     row = results.runs[results.runs["arm"] == arm].iloc[0]
-    keys = [c for c in results.runs if c.startswith(FACTOR_PREFIX) and c != "factor.seed"]
+    columns = map(str, results.runs.columns)
+    keys = [c for c in columns if c.startswith(FACTOR_PREFIX) and c != "factor.seed"]
     return {key.removeprefix(FACTOR_PREFIX): str(row[key]) for key in keys}
 
 
