@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from grpolab.results.power import minimum_detectable_effect, paired_power
+from grpolab.results.power import (
+    equivalence_power,
+    minimum_detectable_effect,
+    paired_power,
+    seeds_for_equivalence,
+)
 from grpolab.results.statistics import (
     Crossing,
     area_per_token,
@@ -165,3 +170,22 @@ def test_minimum_detectable_effect_is_what_power_says() -> None:
     tiny = minimum_detectable_effect(2, 0.9, 0.05 / 12)
     assert tiny is not None
     assert tiny > 10
+
+
+@pytest.mark.parametrize(("difference", "margin"), [(0.0, 1.0), (0.3, 1.0), (0.0, 0.5)])
+def test_seeds_for_equivalence_find_it_as_often_as_asked(difference: float, margin: float) -> None:
+    n = seeds_for_equivalence(difference, margin)
+    assert n is not None
+    d = np.random.default_rng(n).normal(difference, 1.0, (20_000, n))
+    error = d.std(axis=1, ddof=1) / math.sqrt(n)
+    bound = stats.t.ppf(0.95, n - 1) * error
+    found = ((d.mean(axis=1) + bound < margin) & (d.mean(axis=1) - bound > -margin)).mean()
+    promised = equivalence_power(n, difference, margin)
+    # 4 standard errors of a share of .8 over 20,000 draws
+    assert found == pytest.approx(promised, abs=0.0113)
+    assert equivalence_power(n - 1, difference, margin) < 0.8 <= promised
+
+
+def test_no_number_of_seeds_shows_equivalence_at_the_margin() -> None:
+    assert seeds_for_equivalence(1.0, 1.0) is None
+    assert seeds_for_equivalence(0.0, 0.001) is None

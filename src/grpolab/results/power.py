@@ -6,9 +6,11 @@ correlation ρ differ by sd·√(2(1 − ρ)), which is what pairing gains.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from math import isnan, sqrt
 
+import numpy as np
 from scipy import optimize, stats
 
 from grpolab.results.statistics import minimum_sign_flip_p
@@ -114,6 +116,37 @@ def minimum_detectable_effect(
         return (paired_power(n, effect, correlation, alpha) or 0.0) - power
 
     return float(optimize.brentq(short, 1e-9, high))
+
+
+def equivalence_power(n: int, difference: float, margin: float, alpha: float = ALPHA) -> float:
+    """Power of the two one-sided paired t tests of n pairs within a margin; 0 for n < 2.
+
+    Difference and margin in standard deviations of the paired differences. Given the error's ratio
+    s both reject where |mean| < margin − t_{1−α} s/√n; the rest is an integral over s's chi.
+    """
+    if n < 2:
+        return 0.0
+    s = stats.chi.ppf((np.arange(2000) + 0.5) / 2000, n - 1) / sqrt(n - 1)  # equal shares of it
+    room = sqrt(n) * margin - stats.t.ppf(1 - alpha, n - 1) * s
+    shift = sqrt(n) * difference
+    inside = stats.norm.cdf(room - shift) - stats.norm.cdf(-room - shift)
+    return float(np.where(room > 0, inside, 0.0).mean())
+
+
+def seeds_for_equivalence(
+    difference: float, margin: float, alpha: float = ALPHA, power: float = WANTED_POWER
+) -> int | None:
+    """The fewest pairs that reach a power of equivalence; None beyond 10,000 or out of the margin.
+
+    Difference and margin in standard deviations of the paired differences.
+    """
+
+    def enough(n: int) -> bool:
+        return equivalence_power(n, difference, margin, alpha) >= power
+
+    if abs(difference) >= margin or not enough(MOST_SEEDS):
+        return None
+    return bisect_left(range(MOST_SEEDS), True, lo=2, key=enough)
 
 
 def seeds_for_sign_flip(comparisons: int, alpha: float = ALPHA) -> int:

@@ -8,8 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from grpolab.results.power import WANTED_POWER, seeds_for_power, seeds_for_sign_flip
-from grpolab.results.statistics import t_quantile
+from grpolab.results.power import (
+    WANTED_POWER,
+    seeds_for_equivalence,
+    seeds_for_power,
+    seeds_for_sign_flip,
+)
+from grpolab.results.statistics import fisher, t_quantile
 
 EXACT = ("sign-flip", "permutation")
 
@@ -46,7 +51,9 @@ def _sentence(row: dict[Any, Any], family: int, alpha: float, margin: float | No
         return f"{head}: no comparison could be made (n={row['n']}); needs at least 2 paired seeds."
     if row["p_corrected"] < alpha:
         return f"{head}: undecided, as only surviving runs could be compared ({seen}, {p})."
-    return f"{head}: undecided ({seen}, {p}); {_ruled_out(row)}{_needed(row, family, alpha)}."
+    return (
+        f"{head}: undecided ({seen}, {p}); {_ruled_out(row)}{_needed(row, family, alpha, margin)}."
+    )
 
 
 def _between(row: dict[Any, Any]) -> str:
@@ -61,27 +68,30 @@ def _ruled_out(row: dict[Any, Any]) -> str:
     return f"below {row['low']:+.3g} and above {row['high']:+.3g} is ruled out; "
 
 
-def _needed(row: dict[Any, Any], family: int, alpha: float) -> str:
+def _needed(row: dict[Any, Any], family: int, alpha: float, margin: float | None) -> str:
     """How many seeds would decide, were the true difference the one seen."""
     level = _level(row["interval"])
     if str(row["interval"]).startswith("dunnett"):
         level = 1 - (1 - level) / family  # of all arms together, as Bonferroni would have it of one
     exact = str(row["test"]).startswith(EXACT)
     least = seeds_for_sign_flip(_steps(level, alpha, family), alpha) if exact else 2
-    if not row["delta"]:
-        return "no number of seeds finds a difference of 0"
     half, n = (row["high"] - row["low"]) / 2, int(row["n"])
     if not math.isfinite(half) or not half or n < 2:
         return f"needs at least {max(least, n + 1)} seeds"
     deviation = half / t_quantile(level, n - 1) * math.sqrt(n)
-    found = seeds_for_power(abs(row["delta"]) / deviation, 0.5, 1 - level)
-    if found is None:
-        return "needs more than 10,000 seeds, if the true difference is the one seen"
-    wanted = max(found, least, n + 1)
+    effect = abs(row["delta"]) / deviation
+    ways = [_seeds(seeds_for_power(effect, 0.5, 1 - level) if effect else None, least, n)]
+    if margin is not None and effect < margin / deviation:
+        same = seeds_for_equivalence(effect, margin / deviation, 1 - level)
+        ways.append(f"{_seeds(same, least, n)} to rule out {margin:g}")
     return (
-        f"needs about {wanted} seeds for a power of {WANTED_POWER:g}, "
+        f"needs {', or '.join(ways)}, for a power of {WANTED_POWER:g} "
         "if the true difference is the one seen"
     )
+
+
+def _seeds(found: int | None, least: int, n: int) -> str:
+    return "more than 10,000 seeds" if found is None else f"about {max(found, least, n + 1)} seeds"
 
 
 def _level(interval: object) -> float:
@@ -94,5 +104,9 @@ def _steps(level: float, alpha: float, family: int) -> int:
 
 
 def _lost(row: dict[Any, Any]) -> str:
+    """The failed runs that `test` counts, and whether the arms differ in them."""
     _, separator, counts = str(row["test"]).partition("; failed: ")
-    return f" Failed runs: {counts}." if separator else ""
+    found = re.fullmatch(r"(\d+) of (\d+), baseline (\d+) of (\d+)", counts)
+    if not separator or found is None:
+        return ""
+    return f" Failed runs: {counts} (Fisher's exact p={fisher(*map(int, found.groups())):.2g})."
