@@ -20,6 +20,11 @@ from grpolab.results.statistics.compare import (
     sign_flip_test,
     welch,
 )
+from grpolab.results.statistics.components import (
+    Components,
+    factorial_effects,
+    variance_components,
+)
 from grpolab.results.statistics.correction import (
     ADJUST,
     benjamini_hochberg,
@@ -43,6 +48,12 @@ from grpolab.results.statistics.equivalence import (
     tost_sign_flip,
     tost_welch,
 )
+from grpolab.results.statistics.fits import (
+    EntropyLaw,
+    Sigmoid,
+    fit_entropy_law,
+    fit_sigmoid,
+)
 from grpolab.results.statistics.intervals import (
     Floats,
     Interval,
@@ -57,11 +68,14 @@ from grpolab.results.statistics.rates import fisher, mcnemar, wilson
 __all__ = [
     "ADJUST",
     "Comparison",
+    "Components",
     "Crossing",
     "Dunnett",
+    "EntropyLaw",
     "Equivalence",
     "Floats",
     "Interval",
+    "Sigmoid",
     "area_per_token",
     "benjamini_hochberg",
     "bonferroni",
@@ -69,8 +83,11 @@ __all__ = [
     "crossing",
     "dunnett_blocked",
     "dunnett_unpaired",
+    "factorial_effects",
     "final_value",
     "fisher",
+    "fit_entropy_law",
+    "fit_sigmoid",
     "hedges_g",
     "holm",
     "improvement",
@@ -98,6 +115,7 @@ __all__ = [
     "tost_permutation",
     "tost_sign_flip",
     "tost_welch",
+    "variance_components",
     "welch",
     "wilson",
 ]
