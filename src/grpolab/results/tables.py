@@ -7,7 +7,7 @@ each table stands what its numbers are: n, interval, test and correction.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,12 @@ def note(verdicts: pd.DataFrame) -> str:
         return "No arm to compare with a baseline."
     counts = sorted({int(n) for n in verdicts["n"]})
     n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    tests = [str(test) for test in dict.fromkeys(verdicts["test"])]
+    tests = dict.fromkeys(str(test).partition("; failed: ")[0] for test in verdicts["test"])
+    lost = [
+        f"{row['arm']} {failed}"
+        for row in _rows(verdicts)
+        if (failed := str(row["test"]).partition("; failed: ")[2])
+    ]
     intervals = [
         str(kind) for kind in dict.fromkeys(verdicts["interval"]) if str(kind) not in ("", "nan")
     ]
@@ -114,6 +119,7 @@ def note(verdicts: pd.DataFrame) -> str:
         f"{len(verdicts)} comparisons",
         f"interval of the difference: {_and(intervals)}" if intervals else "no intervals",
         "bold: better or worse after correction",
+        *([f"failed runs, left out of n: {'; '.join(dict.fromkeys(lost))}"] if lost else []),
     ]
     return ". ".join(part[0].upper() + part[1:] for part in parts) + "."
 
@@ -165,6 +171,6 @@ def _p(value: object) -> str:
     return "<.001" if number < 0.001 else f"{number:.3f}"
 
 
-def _and(words: Sequence[str] | Mapping[Any, Any]) -> str:
+def _and(words: Iterable[object]) -> str:
     listed = [str(word) for word in words]
     return listed[0] if len(listed) == 1 else ", ".join(listed[:-1]) + " and " + listed[-1]
