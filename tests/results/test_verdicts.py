@@ -280,9 +280,10 @@ def test_a_baseline_of_survivors_makes_no_arm_worse() -> None:
     assert set(table["test"]) == {"paired t; failed: 0 of 8, baseline 1 of 8"}
 
 
-def test_a_final_value_that_is_not_finite_counts_as_failed() -> None:
+@pytest.mark.parametrize("end", [math.nan, math.inf, "pruned"])
+def test_a_run_without_a_finite_final_value_counts_as_failed(end: float | str) -> None:
     diverged = shifted(0.05)
-    diverged[0] = math.nan
+    diverged[0] = end
     row = verdicts(study({"baseline": list(BASE), "a": diverged})).iloc[0]
     assert (row["n"], row["verdict"]) == (7, "undecided")
     assert row["test"].endswith("failed: 1 of 8, baseline 0 of 8")

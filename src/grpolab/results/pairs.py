@@ -13,6 +13,8 @@ from grpolab.results.statistics import Comparison
 from grpolab.results.summary import arms_of, usable
 
 TESTS = ("auto", "paired_t", "sign_flip", "welch", "permutation")
+# What ends a run without a final value for a reason that has to do with the values themselves.
+LOST = ("failed", "pruned")
 PAIRED = ("paired_t", "sign_flip")
 Array = npt.NDArray[np.float64]
 
@@ -114,7 +116,7 @@ def _by_seed(group: pd.DataFrame) -> pd.Series[float]:
 
 
 def _failed(group: pd.DataFrame) -> int:
-    """Runs that failed or ended without a finite value; unfinished ones are not counted."""
+    """Runs that failed, were pruned, or ended without a finite value; not those unfinished."""
     done = group["status"] == "done"
     diverged = done & ~np.isfinite(group["final"].to_numpy(dtype=float))
-    return int(((group["status"] == "failed") | diverged).sum())
+    return int((group["status"].isin(LOST) | diverged).sum())

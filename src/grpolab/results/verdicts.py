@@ -11,10 +11,11 @@
 - Each row's interval is at the level its correction leaves it, which `interval` names. It excludes
   0 exactly where the corrected p is below α; where both one-sided tests reject it is instead
   their 1 − 2α interval and lies within (−δ, δ).
-- A run that failed, or whose final value is not finite, has no value, so its seed leaves n, means
-  and p. It is not forgotten: what is left are survivors. An arm that lost a larger share of its
-  runs than the baseline is not called better or equivalent, one that lost a smaller share is not
-  called worse or equivalent, and `test` says how many failed. Unfinished runs only lower n.
+- A run that failed, was pruned by a search, or whose final value is not finite has no value, so
+  its seed leaves n, means and p. It is not forgotten: what is left are survivors. An arm that lost
+  a larger share of its runs than the baseline is not called better or equivalent, one that lost a
+  smaller share is not called worse or equivalent, and `test` says how many failed. Unfinished runs
+  only lower n.
 """
 
 from __future__ import annotations
