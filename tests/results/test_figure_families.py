@@ -420,3 +420,18 @@ def test_summary_names_what_was_left_out(output_dir: Path, tmp_path: Path) -> No
     assert "nothing to draw" not in summary(made)
     object.__setattr__(made, "left_out", {"entropy": "figures=entropy: no run logged it"})
     assert "nothing to draw for entropy" in summary(made)
+
+
+def test_the_gallery_shows_every_figure_in_small_files() -> None:
+    folder = Path(__file__).parents[2] / "experiments" / "gallery"
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    pictures = {path.name for path in folder.glob("*.png")}
+    assert {f"{name}.png" for name in figures.FIGURES} == pictures - {"forest.dark.png"}
+    assert all(f"]({name}.png)" in page for name in figures.FIGURES)
+    assert sum(path.stat().st_size for path in folder.glob("*.png")) < 1.5e6
+
+
+def test_every_figure_has_its_script() -> None:
+    folder = Path(__file__).parents[2] / "analysis"
+    for name in figures.FIGURES:
+        assert f'draw_script("{name}", sys.argv[1:])' in (folder / f"{name}.py").read_text("utf-8")
