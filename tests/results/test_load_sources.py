@@ -176,11 +176,11 @@ def test_only_a_changed_run_is_read_again(
     asked: list[str] = []
     real = SqlStore.points
 
-    def noted(self: SqlStore, run: StoredRun) -> Points:
+    def counted(self: SqlStore, run: StoredRun) -> Points:
         asked.append(run.run_id)
         return real(self, run)
 
-    monkeypatch.setattr(SqlStore, "points", noted)
+    monkeypatch.setattr(SqlStore, "points", counted)
     before = load(uri=uri_of(store), sweep="first")
     assert len(asked) == 6
     asked.clear()

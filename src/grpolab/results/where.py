@@ -137,8 +137,8 @@ class _Evaluation:
         if isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
             pairs = zip(sides[:-1], node.ops, sides[1:], strict=True)
-            chained: Mask = np.logical_and.reduce([self._compare(*pair) for pair in pairs])
-            return chained
+            held: Mask = np.logical_and.reduce([self._compare(*pair) for pair in pairs])
+            return held
         name = _dotted(node)
         if name is not None and self._column(name).dtype == bool:
             return self._column(name).to_numpy(dtype=bool)
