@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from experiments.statistics import simulate
 
+from experiments.statistics import simulate
 from grpolab.results import statistics
 
 
