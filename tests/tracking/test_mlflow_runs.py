@@ -417,6 +417,8 @@ def test_a_run_that_fails_before_its_first_step_is_a_run_of_the_store(
     known = only_run(tmp_path).read_json("mlflow.json")
     run = MlflowClient(tracking_uri=known["uri"]).get_run(known["run_id"])
     assert run.info.status == "FAILED"
+    for found in (load(uri=known["uri"]), load(output_dir=tmp_path)):
+        assert list(found.runs["reason"]) == ["ConnectionError: nobody listens"]
 
 
 @pytest.mark.usefixtures("_torch_as_it_was")

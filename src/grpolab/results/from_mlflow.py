@@ -118,7 +118,7 @@ def _record(
         baseline=tags.get("grpolab.baseline", "").lower() == "true",
         seed=int(tags.get("grpolab.seed", -1)),
         status=_status(run),
-        reason=tags.get(_REASON),
+        reason=tags.get(_REASON) if run.status != "FINISHED" else None,  # of an earlier try
         factors={key: _factor(key, run, dict(_overrides(arm))) for key in keys},
         read=_reader(store, attempts),
         fingerprint=";".join(known) if len(known) == len(prints) else None,

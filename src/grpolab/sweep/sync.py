@@ -89,7 +89,8 @@ def _sync_run(
     began = (folder.path / "config.yaml").stat().st_mtime
     points = [Point(s, m, began + m.get("time/wall", 0.0)) for s, m in folder.metrics()]
     sent = run.send(points)
-    run.end(ENDS.get(folder.status()["state"], "KILLED"))
+    status = folder.status()
+    run.end(ENDS.get(status["state"], "KILLED"), status["reason"])
     log_artifacts(run, folder)
     folder.write_json("tracking.json", {"seconds": 0.0, "error": None, "unsent": False})
     return sent

@@ -54,9 +54,10 @@ class Trackers:
             return
         sender = self._hand_on()  # what ended before its first step is a run of the store too
         problem: list[str] = []
+        why = None if status == "FINISHED" else self.folder.status()["reason"]
 
         def last(run: MlflowRun) -> None:
-            run.end(status)  # before the artifacts, which may fail on their own
+            run.end(status, why)  # before the artifacts, which may fail on their own
             try:
                 log_artifacts(run, self.folder)
             except Exception as error:

@@ -29,6 +29,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 PARAM_LIMIT = 6000  # characters; MLflow truncates beyond
+MOST_OF_A_TAG = 5000  # characters that every store takes
 METRICS_PER_CALL = 1000
 PARAMS_PER_CALL = 100
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
@@ -170,8 +171,10 @@ class MlflowRun:
             self.known.update((m.key, m.step) for m in part)
         return count
 
-    def end(self, status: str) -> None:
-        """Ends the run: FINISHED, FAILED or KILLED."""
+    def end(self, status: str, reason: str | None = None) -> None:
+        """Ends the run: FINISHED, FAILED or KILLED; why is a tag, having no field in MLflow."""
+        if reason:
+            self.client.set_tag(self.run_id, "grpolab.reason", reason[:MOST_OF_A_TAG])
         self.client.set_terminated(self.run_id, status=status)
 
     def log_text(self, text: str, name: str) -> None:
