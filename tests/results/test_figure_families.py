@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from grpolab.results.summary import arm_table
 from grpolab.results.verdicts import VERDICT_COLUMNS, verdicts
 
 STEPS = (0, 10, 20)
+ROWS = ("forest", "final_comparison", "step_time", "threshold")
 # {(clip, kl): final accuracies of seeds 0, 1, 2}; None: failed halfway
 FINALS: dict[tuple[str, str], tuple[float | None, ...]] = {
     ("ppo", "none"): (0.60, 0.62, 0.64),
@@ -356,6 +358,42 @@ def test_every_figure_says_n_and_its_interval_or_why_there_is_none(
         assert not [axes for axes in made.figure.axes if axes.get_title()]
     assert isinstance(found[2], str)  # nothing is drawn of no runs
     assert isinstance(found[0], str) == (name in ("sensitivity", "ladder"))
+
+
+def many_arms() -> Results:
+    """12 arms with names as long as they come, one run of them failed."""
+    runs = []
+    for i in range(12):
+        long = f"advantage=leave_one_out_{i},aggregation=seq_mean_token_sum_norm,clip=two_sided"
+        for seed in (0, 1):
+            final = None if (i, seed) == (3, 1) else 0.3 + 0.02 * i + 0.01 * seed**2
+            made = record("ppo", "k3", seed, final)
+            arm = long if i else "baseline"
+            change = {"arm": arm, "baseline": not i, "job_id": f"{arm}-{seed}"}
+            runs.append(RunRecord(**{**made.__dict__, **change, "factors": {"clip": f"v{i}"}}))
+    return build(runs)
+
+
+def test_nothing_is_cut_or_covered_with_many_long_names() -> None:
+    results = many_arms()
+    judged = verdicts(results, "eval/accuracy", equivalence=0.05)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a layout that cannot be made
+        made, left_out = figures.draw(figures.Source(results, "eval/accuracy", judged))
+        for name, (figure, _) in made.items():
+            figure.canvas.draw()
+            page = figure.bbox.padded(1)
+            axes = [axes for axes in figure.axes if axes.get_visible()]
+            shown = [t for a in axes for t in (a.xaxis.label, a.yaxis.label, *a.texts)]
+            shown += [label for a in axes for label in a.get_yticklabels() if name in ROWS]
+            for text in (t for t in shown if t.get_text()):
+                box = text.get_window_extent()
+                assert page.count_contains(box.corners()) == 4, (name, text.get_text())
+            for legend in figure.legends:
+                box = legend.get_window_extent()
+                assert page.count_contains(box.corners()) == 4, name
+                assert not any(box.overlaps(a.get_window_extent()) for a in axes), name
+    assert set(left_out) == {"factorial", "ladder", "sensitivity"}
 
 
 def test_arms_look_the_same_in_every_figure(grid: Results) -> None:

@@ -24,6 +24,7 @@ from grpolab.results.summary import LEVEL, check_one_study, run_values
 FINAL = "final: mean of the last 10 % of evaluations"
 FINAL_STEPS = "mean of the last 10 % of the logged steps"
 INTERVAL = "Student-t 95 % interval of the mean"
+HANDLE, CHARACTER = 0.42, 0.062  # inches of a legend's handle, and of a character at 7 pt
 REFERENCE_LINE = (0, (4, 3))
 
 
@@ -171,21 +172,30 @@ def arm_legend(figure: Figure, styles: dict[str, ArmStyle], columns: int = 0) ->
 
 def legend(figure: Figure, handles: Sequence[Artist], columns: int = 0) -> Legend:
     """Handles below the figure; `columns` of 0: as many as fit."""
-    columns = columns or fitting_columns(handles, figure.get_figwidth())
+    width = figure.get_figwidth()
+    columns = columns or fitting_columns(handles, width)
+    for drawn in handles:
+        drawn.set_label(_wrapped(str(drawn.get_label()), width))
     return figure.legend(handles=list(handles), loc="outside lower center", ncols=columns)
 
 
+def _wrapped(label: str, width: float) -> str:
+    """A label that would not fit into `width` inches on a line of its own, on several."""
+    characters = int((width - HANDLE) / CHARACTER)
+    return label if len(label) <= characters else row_label(label, characters)
+
+
 def fitting_columns(handles: Sequence[Artist], width: float) -> int:
-    """How many columns of labels fit into `width` inches at 7 pt."""
+    """How many columns of labels fit into `width` inches."""
     longest = max((len(str(h.get_label())) for h in handles), default=1)
-    column = 0.42 + 0.062 * longest  # inches of the handle and of a label's characters
-    return max(1, min(len(handles), int(width / column), 6))
+    return max(1, min(len(handles), int(width / (HANDLE + CHARACTER * longest)), 6))
 
 
 def legend_height(styles: dict[str, ArmStyle], width: float) -> float:
     """Inches that `arm_legend` takes."""
     columns = fitting_columns([handle(look) for look in styles.values()], width)
-    return 0.1 + 0.15 * -(-len(styles) // columns)
+    lines = [_wrapped(look.label, width).count("\n") for look in styles.values()]
+    return 0.1 + 0.15 * -(-len(styles) // columns) + 0.12 * sum(lines)
 
 
 def single_or_double(columns: int) -> float:
@@ -217,6 +227,11 @@ def row_label(arm: str, width: int = 38) -> str:
         for word in style.readable(arm).split(" ")
     ]
     return "\n".join(textwrap.wrap(" ".join(words), width, break_on_hyphens=False))
+
+
+def row_count(labels: Sequence[str]) -> float:
+    """How many rows of one line the labels are as high as."""
+    return sum(max(1.0, 0.55 * (1 + label.count("\n"))) for label in labels)
 
 
 def arm_rows(axes: Axes, labels: Sequence[str]) -> None:

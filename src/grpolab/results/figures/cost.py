@@ -25,6 +25,7 @@ from grpolab.results.figures.common import (
     mean_of,
     need,
     note,
+    row_count,
     row_label,
     unfinished,
     whisker,
@@ -54,8 +55,9 @@ def step_time(results: Results) -> Drawn:
         raise NothingToDrawError("figures=step_time: no finished run logged time/step")
     styles = arm_styles(results.runs)
     arms = [arm for arm in styles if (phases["arm"] == arm).any()]
+    labels = [row_label(arm) for arm in arms]
     with matplotlib.rc_context(style.PAPER):
-        figure = style.new_figure(0.75 * style.DOUBLE_COLUMN, 0.85 + 0.27 * len(arms))
+        figure = style.new_figure(0.75 * style.DOUBLE_COLUMN, 0.85 + 0.27 * row_count(labels))
         axes = figure.subplots()
         for y, arm in enumerate(arms):
             own = phases[phases["arm"] == arm]
@@ -70,7 +72,7 @@ def step_time(results: Results) -> Drawn:
             total = mean_of(arm, own[STEP])
             whisker(axes, y, total, "0.2", vertical=False)
             note(axes, y, f"{total.mean:.3g} s, n = {total.n}")
-        arm_rows(axes, [row_label(arm) for arm in arms])
+        arm_rows(axes, labels)
         axes.set_xlim(left=0)
         axes.set_xlabel("Seconds a step")
         handles = [
@@ -135,8 +137,9 @@ def threshold(results: Results, metric: str = "eval/accuracy", level: float | No
         raise NothingToDrawError(f"figures=threshold: no run logged {metric}")
     styles = arm_styles(results.runs)
     arms = [arm for arm in styles if (reached["arm"] == arm).any()]
+    labels = [row_label(arm) for arm in arms]
     with matplotlib.rc_context(style.PAPER):
-        figure = style.new_figure(style.DOUBLE_COLUMN, 0.85 + 0.27 * len(arms))
+        figure = style.new_figure(style.DOUBLE_COLUMN, 0.85 + 0.27 * row_count(labels))
         pair = figure.subplots(1, 2, sharey=True)
         for axes, x in zip(pair, ("tokens", "wall"), strict=True):
             for y, arm in enumerate(arms):
@@ -148,7 +151,7 @@ def threshold(results: Results, metric: str = "eval/accuracy", level: float | No
         for y, arm in enumerate(arms):
             own = reached[reached["arm"] == arm]
             note(pair[1], y, f"{int(own['reached'].sum())} of {len(own)}")
-        arm_rows(pair[0], [row_label(arm) for arm in arms])
+        arm_rows(pair[0], labels)
         pair[1].grid(visible=False, axis="y")
         legend(figure, _threshold_handles(), columns=3)
     return Drawn(figure, _threshold_caption(results, metric, level))

@@ -30,6 +30,7 @@ from grpolab.results.figures.common import (
     mean_of,
     need,
     note,
+    row_count,
     row_label,
     single_or_double,
     unfinished,
@@ -265,7 +266,8 @@ def ladder(results: Results, metric: str = "eval/accuracy") -> Drawn:
     found = arm_means(values)
     styles = arm_styles(results.runs)
     with matplotlib.rc_context(style.PAPER):
-        figure = style.new_figure(0.75 * style.DOUBLE_COLUMN, 0.6 + 0.3 * len(rungs))
+        labels = [row_label(rung) for rung in rungs]
+        figure = style.new_figure(0.75 * style.DOUBLE_COLUMN, 0.6 + 0.3 * row_count(labels))
         axes = figure.subplots()
         means = [found[arm].mean for arm in rungs.values()]
         axes.plot(means, range(len(rungs)), color="0.6", lw=0.9, zorder=1, label="_path")
@@ -284,7 +286,7 @@ def ladder(results: Results, metric: str = "eval/accuracy") -> Drawn:
             )  # fmt: skip
             step = f"  {means[y] - means[y - 1]:+.3f}".replace("-", "−") if y else ""
             note(axes, y, f"n = {found[arm].n}{step}")
-        arm_rows(axes, [row_label(rung) for rung in rungs])
+        arm_rows(axes, labels)
         axes.set_xlabel(f"{describe(metric).label} (final)")
     return Drawn(figure, _ladder_caption(results, metric))
 

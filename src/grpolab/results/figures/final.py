@@ -18,6 +18,8 @@ from grpolab.results.figures.common import (
     counts,
     definitions,
     note,
+    row_count,
+    row_label,
     unfinished,
 )
 from grpolab.results.frames import Results
@@ -36,12 +38,13 @@ def final_comparison(results: Results, metric: str = "eval/accuracy") -> Figure:
     table, values = arm_table(results, metric), run_values(results, metric)
     styles = arm_styles(results.runs)
     with matplotlib.rc_context(style.PAPER):
-        figure = style.new_figure(0.75 * style.DOUBLE_COLUMN, 0.85 + 0.25 * len(table))
+        labels = [row_label(str(arm)) for arm in table["arm"]]
+        figure = style.new_figure(0.75 * style.DOUBLE_COLUMN, 0.85 + 0.25 * row_count(labels))
         axes = figure.subplots()
         for y, row in enumerate(table.itertuples(index=False)):
             seeds = values.loc[values["arm"] == row.arm, "final"].dropna()
             _arm_row(axes, y, row, seeds, styles[str(row.arm)])
-        arm_rows(axes, [styles[str(arm)].label for arm in table["arm"]])
+        arm_rows(axes, labels)
         axes.set_xlim(*_final_limits(table, values, describe(metric).bounded))
         axes.set_xlabel(f"{describe(metric).label} ({FINAL})")
         _baseline_line(axes, table)

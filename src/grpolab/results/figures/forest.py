@@ -20,6 +20,7 @@ from grpolab.results.figures.common import (
     arm_rows,
     legend,
     note,
+    row_count,
     row_label,
 )
 from grpolab.results.frames import refuse
@@ -50,21 +51,20 @@ def forest(verdicts: pd.DataFrame, margin: float | None = None) -> Drawn:
     of the frame (`low`, `high`, named in `interval`); ±`margin`, where given, is shaded. An arm
     without a finite difference keeps its row and says so.
     """
-    rows = _rows(verdicts)
-    baseline = str(rows["baseline"].iloc[0])
-    labels = [row_label(str(arm)) for arm in rows["arm"]]
-    lines = sum(max(1, 0.55 * (1 + label.count("\n"))) for label in labels)
+    table = _rows(verdicts)
+    baseline = str(table["baseline"].iloc[0])
+    labels = [row_label(str(arm)) for arm in table["arm"]]
     with matplotlib.rc_context(style.PAPER):
-        figure = style.new_figure(style.DOUBLE_COLUMN, 0.8 + 0.24 * lines)
+        figure = style.new_figure(style.DOUBLE_COLUMN, 0.8 + 0.24 * row_count(labels))
         axes = figure.subplots()
-        _frame(axes, rows, margin)
-        for y, row in enumerate(rows.to_dict("records")):
+        _frame(axes, table, margin)
+        for y, row in enumerate(table.to_dict("records")):
             _draw_row(axes, y, row)
         arm_rows(axes, labels)
-        label = describe(str(rows["metric"].iloc[0])).label
+        label = describe(str(table["metric"].iloc[0])).label
         axes.set_xlabel(f"Δ {label} against {style.readable(baseline)}")
-        _legend(figure, rows, margin)
-    return Drawn(figure, _caption(rows, margin))
+        _legend(figure, table, margin)
+    return Drawn(figure, _caption(table, margin))
 
 
 def _rows(verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -83,10 +83,10 @@ def _rows(verdicts: pd.DataFrame) -> pd.DataFrame:
     ).reset_index(drop=True)
 
 
-def _frame(axes: Axes, rows: pd.DataFrame, margin: float | None) -> None:
+def _frame(axes: Axes, table: pd.DataFrame, margin: float | None) -> None:
     """The line of no difference, the margin's band, and limits that show all of it."""
     axes.axvline(0, color="0.3", lw=0.8, zorder=1)
-    ends = rows[["delta", "low", "high"]].to_numpy(dtype=float).ravel()
+    ends = table[["delta", "low", "high"]].to_numpy(dtype=float).ravel()
     shown = np.concatenate([ends[np.isfinite(ends)], [0.0]])
     if margin is not None:
         axes.axvspan(-margin, margin, color="0.88", lw=0, zorder=0)
@@ -116,8 +116,8 @@ def _draw_row(axes: Axes, y: int, row: dict[Any, Any]) -> None:
     note(axes, y, f"n = {row['n']}  {delta:+.3f} {span}{lost}".replace("-", "−"))
 
 
-def _legend(figure: Figure, rows: pd.DataFrame, margin: float | None) -> None:
-    used = [name for name in LOOKS if (rows["verdict"] == name).any()]
+def _legend(figure: Figure, table: pd.DataFrame, margin: float | None) -> None:
+    used = [name for name in LOOKS if (table["verdict"] == name).any()]
     handles = [
         Line2D(
             [], [], color=look.colour, marker=look.marker, lw=1.4, ms=5, mew=1,
@@ -130,13 +130,13 @@ def _legend(figure: Figure, rows: pd.DataFrame, margin: float | None) -> None:
     legend(figure, handles)
 
 
-def _caption(rows: pd.DataFrame, margin: float | None) -> str:
-    metric = describe(str(rows["metric"].iloc[0]))
-    baseline = style.readable(str(rows["baseline"].iloc[0]))
-    means = ", ".join(sorted({f"{value:.3f}" for value in rows["baseline_mean"].dropna()}))
-    kinds = ", ".join(dict.fromkeys(str(kind) for kind in rows["interval"] if kind))
-    tests = ", ".join(dict.fromkeys(str(test).partition(";")[0] for test in rows["test"]))
-    sizes = [int(n) for n in rows["n"]]
+def _caption(table: pd.DataFrame, margin: float | None) -> str:
+    metric = describe(str(table["metric"].iloc[0]))
+    baseline = style.readable(str(table["baseline"].iloc[0]))
+    means = ", ".join(sorted({f"{value:.3f}" for value in table["baseline_mean"].dropna()}))
+    kinds = ", ".join(dict.fromkeys(str(kind) for kind in table["interval"] if kind))
+    tests = ", ".join(dict.fromkeys(str(test).partition(";")[0] for test in table["test"]))
+    sizes = [int(n) for n in table["n"]]
     n = f"n = {sizes[0]}" if len(set(sizes)) == 1 else f"n = {min(sizes)} to {max(sizes)}"
     better = "right" if metric.higher_is_better else "left"
     band = f"Grey band: equivalence margin ±{margin:g}." if margin is not None else ""
@@ -147,7 +147,7 @@ def _caption(rows: pd.DataFrame, margin: float | None) -> str:
             f"Bars: {kinds or 'no'} intervals of the difference; {n} runs or pairs of runs of one "
             "seed, beside each row.",
             f"Verdicts, by colour and marker, from p by {tests}, corrected over arms: "
-            f"{', '.join(dict.fromkeys(str(c) for c in rows['correction']))}.",
+            f"{', '.join(dict.fromkeys(str(c) for c in table['correction']))}.",
             "Failed runs have no value and leave n; how many failed stands beside their arm.",
             band,
             f"{metric.label} ({metric.name}): {metric.definition}.",

@@ -59,8 +59,10 @@ def kl_estimators(results: Results) -> Drawn:
             _estimators(axes, results, arm, metrics)
         for axes in grid[:, 0]:
             axes.set_ylabel("KL to reference (nats)")
-        for column in grid.T:
-            label_x(column[(len(shown) - 1) // columns] if columns == 1 else column[-1], "step")
+        for column in range(columns):  # a step axis under the lowest panel of each column
+            lowest = grid[(len(shown) - 1 - column) // columns, column]
+            label_x(lowest, "step")
+            lowest.tick_params(axis="x", labelbottom=True)
         handles = [handle(style.nth_style(i, m.split("_")[-1])) for i, m in enumerate(metrics)]
         for drawn in handles:
             drawn.set_marker("")

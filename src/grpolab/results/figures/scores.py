@@ -114,9 +114,10 @@ def pass_at_k(results: Results) -> Drawn:
         figure = style.new_figure(width, 2.2 + legend_height(styles, width))
         axes = figure.subplots()
         axes.plot(ks, start, color="0.5", lw=1, ls=(0, (1, 1)), zorder=2, label="_start")
+        apart = min(0.03, 0.24 / len(styles))  # of an octave
         for i, (arm, look) in enumerate(styles.items()):
             # arms stand beside each other, so that no interval hides another
-            at = [k * 2 ** (0.03 * (i - (len(styles) - 1) / 2)) for k in ks]
+            at = [k * 2 ** (apart * (i - (len(styles) - 1) / 2)) for k in ks]
             axes.plot(
                 at, [means[arm].mean for means in by_k], look.marker, color=look.colour,
                 linestyle=look.line, lw=look.width, ms=3.5, mec="white", mew=0.3, label=look.label,
