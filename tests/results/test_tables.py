@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import math
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -87,3 +89,15 @@ def test_files(table: pd.DataFrame, tmp_path: Path) -> None:
     ]  # fmt: skip
     read = pd.read_csv(io.StringIO(made[0].read_text()))
     pd.testing.assert_frame_equal(read, table)
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
+def test_latex_compiles(table: pd.DataFrame, tmp_path: Path) -> None:
+    verdicts = verdicts_latex(table)
+    preamble = verdicts.splitlines()[0].removeprefix("% ")
+    page = rf"\documentclass{{article}}{preamble}\begin{{document}}" + "\n" + verdicts
+    (tmp_path / "page.tex").write_text(page + r"\end{document}" + "\n", encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "page.pdf").stat().st_size > 1000
