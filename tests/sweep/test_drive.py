@@ -140,6 +140,13 @@ def test_a_job_whose_process_died_gets_a_second_one(jobs: dict[str, Any]) -> Non
     assert states(jobs) == "dddd"
 
 
+def test_a_job_that_kills_its_processes_stops_the_sweep_when_asked(jobs: dict[str, Any]) -> None:
+    pool = Scripted(size=1, a=[dies] * DEATHS, b=[dies])
+    Driver(jobs, pool, stop_on_error=True).run()
+    assert pool.started == [*"abcda"]  # b's second process is never started
+    assert states(jobs) == "ppdd"
+
+
 def test_a_job_that_kills_its_processes_is_left_pending(jobs: dict[str, Any]) -> None:
     pool = Scripted(size=1, a=[dies] * (DEATHS + 1))
     Driver(jobs, pool).run()

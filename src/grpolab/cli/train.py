@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import shlex
 import sys
 import threading
 from collections.abc import Sequence
@@ -313,3 +314,5 @@ def _draw(run: Run, sweep_id: str) -> None:
     made = analyze(output_dir=run.output_dir, sweep=sweep_id, study=run.study, figures="usual")
     print(summary(made))
     print(f"  figure: {made.out / 'figures' / 'learning_curves.png'}")
+    where = "" if run.output_dir == "outputs" else f" output_dir={shlex.quote(run.output_dir)}"
+    print(f"  one page with all of it: grpolab report sweep={sweep_id}{where}")
