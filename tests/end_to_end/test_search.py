@@ -75,7 +75,6 @@ def rate(trial: dict[str, Any]) -> float:
     return float(trial["overrides"]["optimizer.lr"])
 
 
-@pytest.mark.skip(reason="a short run may be over before the driver looks: needs longer runs")
 def test_a_trial_is_pruned_where_it_falls_behind(undisturbed: Searched) -> None:
     trials = undisturbed.trials
     rates = [rate(t) for t in trials]
@@ -146,7 +145,6 @@ def test_the_analysis_keeps_pruned_runs_as_what_they_are(undisturbed: Searched) 
         }
 
 
-@pytest.mark.skip(reason="a short run may be over before the driver looks: needs longer runs")
 def test_a_killed_search_ends_as_one_that_nobody_killed(
     undisturbed: Searched, tmp_path: Path
 ) -> None:

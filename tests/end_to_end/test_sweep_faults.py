@@ -169,7 +169,6 @@ def test_on_error_stop_starts_no_other(tmp_path: Path) -> None:
     assert "fine" not in found.states
 
 
-@pytest.mark.skip(reason="its learning rate no longer makes a NaN")
 def test_a_loss_that_is_nan(tmp_path: Path) -> None:
     done = launching.grpolab(
         "train", "-m", *launching.SMALL, "optimizer.lr=1e30,1e-4", "steps=3", "tracking=jsonl",
