@@ -29,12 +29,16 @@ SMALL = (
 )  # fmt: skip
 STEPS, RUNG = 40, 14
 PRUNED = (
-    *SMALL, f"steps={STEPS}", "eval.every=0", "seed=0,1", "search.trials=4", "search.seeds=[1000]",
+    *SMALL, f"steps={STEPS}",
+    # steps long enough for the driver, which looks five times a second, to see the rung before
+    # the run is over
+    "prompts_per_step=8", "sampler.group_size=8", "sampler.max_new_tokens=16",
+    "eval.every=0", "seed=0,1", "search.trials=4", "search.seeds=[1000]",
     "search.space={optimizer.lr:{low:1e-6,high:1e-3,log:true},clip:[ppo,cispo]}",
     # the objective is the learning rate itself, so that every decision is known beforehand; all
     # trials share one bracket, whose one rung within the run lies at step 14
     "search.objective=[{metric:optim/lr,direction:minimize}]", f"search.min_steps={RUNG}",
-    "search.seed=7",    "hydra.launcher.workers=1",
+    "search.seed=7", "hydra.launcher.workers=1",
 )  # fmt: skip
 
 

@@ -41,6 +41,12 @@ def exits(completion, example):
     raise SystemExit
 
 
+def alternates(completion, example):
+    # groups that differ, whatever is sampled: there is a gradient, and a loss
+    alternates.calls = getattr(alternates, "calls", 0) + 1
+    return float(alternates.calls % 2)
+
+
 def nan(completion, example):
     return math.nan
 
@@ -170,10 +176,12 @@ def test_on_error_stop_starts_no_other(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_nan(tmp_path: Path) -> None:
+    launching.write_tree(tmp_path, {"faulty.py": REWARDS})
     done = launching.grpolab(
         "train", "-m", *launching.SMALL, "optimizer.lr=1e30,1e-4", "steps=3", "tracking=jsonl",
-        "study=diverging", "optimizer.max_skipped=0", "hydra.launcher.workers=1",
-        f"output_dir={tmp_path}", cwd=tmp_path,
+        "study=diverging", "optimizer.max_skipped=0", "hydra.launcher.workers=1", "reward=python",
+        "reward.function=faulty:alternates", f"output_dir={tmp_path}", cwd=tmp_path,
+        PYTHONPATH=str(tmp_path),
     )  # fmt: skip
     found = [launching.status(f) for f in launching.run_folders(tmp_path / "diverging")]
     assert done.returncode == 1
