@@ -245,7 +245,7 @@ class Flaky(MlflowRun):
         self.sent += [(p.step, name) for p in points for name in p.metrics]
         return len(points)
 
-    def end(self, status: str) -> None:
+    def end(self, status: str, reason: str | None = None) -> None:
         if self.away:
             raise ConnectionError("nobody listens")
         self.status = status
