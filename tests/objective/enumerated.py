@@ -8,7 +8,6 @@ the expected gradient weighs each completion's gradient with a fixed probability
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +16,9 @@ from torch import Tensor
 from grpolab.component import component
 from grpolab.objective.loss import Objective
 from grpolab.objective.masked import from_here_on
+from grpolab.probe.exact.tree import F64, Tree, forest, tree
 
-F64 = torch.float64
+__all__ = ["F64", "Tree", "forest", "tree"]
 
 
 def close(a: Tensor, b: Tensor, rtol: float = 1e-9) -> None:
@@ -40,95 +40,6 @@ def gradient(value: Tensor, *inputs: Tensor) -> Tensor:
     return torch.cat([g.flatten() for g in found])
 
 
-@dataclass(frozen=True)
-class Tree:
-    """All M completions of one prompt, or of several: [M, T] each, padded on the right."""
-
-    ids: Tensor
-    place: Tensor
-    """The row of the table that each token is drawn from."""
-    mask: Tensor
-    prompt: Tensor
-    """[M]"""
-    states: int
-    vocabulary: int
-
-    def table(self, seed: int, spread: float = 1.0) -> Tensor:
-        """Random logits [S, V]."""
-        source = torch.Generator().manual_seed(seed)
-        return spread * torch.randn(self.states, self.vocabulary, dtype=F64, generator=source)
-
-    def logps(self, table: Tensor) -> Tensor:
-        """[M, T] of the tokens; masked positions hold those of an unrelated token."""
-        return table.log_softmax(-1)[self.place, self.ids]
-
-    def logits(self, table: Tensor) -> Tensor:
-        """[M, T, V]"""
-        return table[self.place]
-
-    def probability(self, table: Tensor) -> Tensor:
-        """[M] of each completion, given its prompt."""
-        return torch.where(self.mask, self.logps(table), 0.0).sum(dim=1).exp()
-
-    def rewards(self, seed: int) -> Tensor:
-        """[M] random ones."""
-        return torch.randn(len(self.ids), dtype=F64, generator=torch.Generator().manual_seed(seed))
-
-    def visits(self, table: Tensor) -> Tensor:
-        """[S] probability that a completion passes through each state."""
-        share = self.probability(table).unsqueeze(1).expand_as(self.ids)[self.mask]
-        empty = torch.zeros(self.states, self.vocabulary, dtype=F64)
-        index = (self.place[self.mask], self.ids[self.mask])
-        return empty.index_put(index, share, accumulate=True).sum(dim=1)
-
-    def pull(self, weights: Tensor, table: Tensor) -> Tensor:
-        """Σ weights·∇lp over the tokens, flat: ∇ log softmax = one-hot − π, written out."""
-        weights = torch.where(self.mask, weights, 0.0)
-        index = (self.place.flatten(), self.ids.flatten())
-        empty = torch.zeros_like(table)
-        hit = empty.index_put(index, weights.flatten(), accumulate=True)
-        total = hit.sum(dim=1, keepdim=True)
-        return (hit - total * table.softmax(-1)).flatten()
-
-
-def tree(vocabulary: int, limit: int) -> Tree:
-    """One prompt: completions of at most `limit` tokens."""
-    return forest(vocabulary, [limit])
-
-
-def forest(vocabulary: int, limits: list[int]) -> Tree:
-    """Several prompts with a table of their own each, one below the other."""
-    states: dict[tuple[int, ...], int] = {}
-    done: list[tuple[int, list[tuple[int, ...]], list[int]]] = []
-
-    def grow(prompt: int, limit: int, prefix: tuple[int, ...], path: list[tuple[int, ...]]) -> None:
-        here = (prompt, *prefix)
-        states.setdefault(here, len(states))
-        for token in range(vocabulary):
-            ended = token == 0 or len(prefix) + 1 == limit
-            if ended:
-                done.append((prompt, [*path, here], [*prefix, token]))
-            else:
-                grow(prompt, limit, (*prefix, token), [*path, here])
-
-    for prompt, limit in enumerate(limits):
-        grow(prompt, limit, (), [])
-    width = max(limits)
-
-    def padded(values: list[int]) -> list[int]:
-        return values + [0] * (width - len(values))
-
-    lengths = torch.tensor([len(ids) for _, _, ids in done])
-    return Tree(
-        ids=torch.tensor([padded(ids) for _, _, ids in done]),
-        place=torch.tensor([padded([states[s] for s in path]) for _, path, _ in done]),
-        mask=torch.arange(width) < lengths.unsqueeze(1),
-        prompt=torch.tensor([prompt for prompt, _, _ in done]),
-        states=len(states),
-        vocabulary=vocabulary,
-    )
-
-
 def groups(trees: Tree, size: int) -> Tensor:
     """[B, P·size] completions of every possible batch of one group per prompt, prompt-major."""
     members = [
@@ -138,7 +49,7 @@ def groups(trees: Tree, size: int) -> Tensor:
     return torch.tensor([sum(batch, ()) for batch in itertools.product(*each)])
 
 
-# --- Truths: nothing of the package in them ------------------------------------------------------
+# --- Truths: nothing of the objective in them ---------------------------------------------------
 
 
 def expected_reward(tree: Tree, theta: Tensor, rewards: Tensor) -> Tensor:
