@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class Guard:
         A single value that is no number makes its own sample NaN.
         """
         try:
-            values = only_here(lambda: limited(lambda: list(call()), time_limit))
+            values = limited(lambda: list(call()), time_limit)
             if len(values) != count:
                 raise ValueError(f"{len(values)} scores for {count} completions")
         # SystemExit would end the run as if all was well
@@ -100,7 +101,9 @@ def only_here(call: Callable[[], T]) -> T:
 
 
 def limited(call: Callable[[], T], seconds: float | None) -> T:
-    """The result of `call`; TimeLimitExceeded once `seconds` have passed (None: never)."""
+    """The result of `call`; TimeLimitExceeded once `seconds` have passed (None: never). A process
+    that it forked ends where it comes back."""
+    call = partial(only_here, call)
     if seconds is None:
         return call()
     if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():

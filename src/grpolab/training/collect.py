@@ -13,7 +13,7 @@ from torch import Tensor
 from grpolab.config import Run
 from grpolab.policy.policy import Encoder, Policy
 from grpolab.rewards.base import VERIFY_SECONDS, RewardInputs
-from grpolab.rewards.guard import TimeLimitExceeded, limited, only_here
+from grpolab.rewards.guard import TimeLimitExceeded, limited
 from grpolab.rng import generator, permutation
 from grpolab.rollouts import Rollouts, concatenate
 from grpolab.sampling.base import Draw, Sampler
@@ -269,10 +269,7 @@ def _verify(task: Task, text: str, example: Example, known: float) -> float:
     if not math.isnan(known):
         return known
     try:
-        return only_here(lambda: limited(lambda: task.verify(text, example), VERIFY_SECONDS))
-    except (
-        Exception,
-        TimeLimitExceeded,
-        SystemExit,
-    ):  # a verifier of the user's must not end the run
+        return limited(lambda: task.verify(text, example), VERIFY_SECONDS)
+    # a verifier of the user's must not end the run
+    except (Exception, TimeLimitExceeded, SystemExit):
         return 0.0
