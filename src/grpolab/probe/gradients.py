@@ -96,14 +96,18 @@ class Products:
     passes: int
     """Backward passes over single rows."""
     kept: dict[str, Tensor]
-    """Name → [k, numel] the gradients of the combinations asked for."""
+    """Name → [k, numel] the gradients that were to be kept."""
 
 
 def products(
     forward: SharedForward, pool: Rollouts, basis: Basis, outputs: Sequence[str],
-    keep: Sequence[int] = (), limit: int = LIMIT,
+    keep: Tensor | None = None, limit: int = LIMIT,
 ) -> Products:  # fmt: skip
-    """The Gram matrix of a basis' combinations, and the gradients of some of them."""
+    """The Gram matrix of a basis' combinations.
+
+    Args:
+        keep: [k, Q] float64, sums of the combinations whose gradients are kept.
+    """
     parameters = forward.policy.trainable()
     direct = basis.size <= len(basis.weights)
     rows = basis.size if direct else len(basis.weights)
@@ -120,8 +124,8 @@ def products(
             wide = part.double()
             inner += wide @ wide.T
         gram += basis.weights @ inner @ basis.weights.T if direct else inner
-        if keep:
-            wanted = basis.weights[list(keep)].to(found) @ found if direct else found[list(keep)]
+        if keep is not None:
+            wanted = (keep @ basis.weights if direct else keep).to(found) @ found
             sizes = [chosen[n].numel() for n in names]
             kept |= dict(zip(names, torch.split(wanted, sizes, dim=1), strict=True))
     return Products((gram + gram.T) / 2, passes, kept)

@@ -18,7 +18,7 @@ from grpolab.config import Run
 from grpolab.objective.beta import Beta
 from grpolab.probe import measures, stale
 from grpolab.probe.arms import Arm, arms_of, parse_variants, recomposed
-from grpolab.probe.gradients import Products, make_basis, products
+from grpolab.probe.gradients import make_basis, products
 from grpolab.probe.parts import pieces_of, scaled, token_weights
 from grpolab.probe.records import METRICS, Probe, Reading
 from grpolab.probe.rollouts import Pool, SharedCollector, make_pool, make_table
@@ -213,45 +213,36 @@ def _summary(
 ) -> Probe:  # fmt: skip
     arms = len(readings)
     combinations: list[tuple[Tensor, Tensor]] = []
+    pieces: list[tuple[tuple[str, str, str], Tensor, Tensor]] = []
     prompts = sorted({int(i) for r in readings for i in r.rollouts.prompt_index})
     for reading, places in zip(readings, pool.places, strict=True):
         flat = _padded(reading, pool)
+        pieces += pieces_of(reading, flat, places, table)
         own = reading.rollouts.prompt_index.cpu().repeat_interleave(reading.rollouts.group_size)
         # a prompt that an arm has dropped adds nothing to its gradient
         combinations += [(places[own == i], flat[own == i]) for i in prompts]
-    count = len(prompts)
-    ends = np.arange(arms + 1) * count
-    pieces = [split for r, p in zip(readings, pool.places, strict=True)
-              for split in pieces_of(r, _padded(r, pool), p, table)]  # fmt: skip
+    owner = np.kron(np.eye(arms), np.ones(len(prompts)))  # [J, J·P] whose term each one is
+    terms_in_all = owner.shape[1]
     combinations += [(places, weights) for _, places, weights in pieces]
     basis = make_basis(combinations, len(pool.rows))
-    found = products(forward, pool.rows, basis, table.outputs())
+    sums = torch.from_numpy(np.pad(owner, ((0, 0), (0, len(pieces))))) if keep else None
+    found = products(forward, pool.rows, basis, table.outputs(), keep=sums)
     whole = found.gram.numpy()
-    terms = whole[: ends[-1], : ends[-1]]
-    owner = np.zeros((arms, len(terms)))
-    for j in range(arms):
-        owner[j, ends[j] : ends[j + 1]] = 1
+    terms = whole[:terms_in_all, :terms_in_all]
     gram = owner @ terms @ owner.T
     names = [r.arm.name for r in readings]
-    errors = measures.cosine_errors(terms.reshape(arms, count, arms, count))
-    rows = [
-        _row(r, terms[ends[j] : ends[j + 1], ends[j] : ends[j + 1]]) for j, r in enumerate(readings)
-    ]
+    by_arm = terms.reshape(arms, len(prompts), arms, len(prompts))
+    errors = measures.cosine_errors(by_arm)
+    rows = [_row(r, by_arm[j, :, j]) for j, r in enumerate(readings)]
     cosine = measures.cosines(gram)
-    shares = whole[ends[-1] :, : ends[-1]] @ owner.T  # [pieces, J]
-    place_of_arm = {name: j for j, name in enumerate(names)}
-    parted = [
-        {"arm": arm, "kind": kind, "part": part, "share": shares[i, place_of_arm[arm]]
-         / gram[place_of_arm[arm], place_of_arm[arm]] if gram[place_of_arm[arm], place_of_arm[arm]]
-         else math.nan}
-        for i, ((arm, kind, part), _, _) in enumerate(pieces)
-    ]  # fmt: skip
+    inner = whole[terms_in_all:, :terms_in_all] @ owner.T  # [pieces, J]
+    parted = []
+    for i, ((arm, kind, part), _, _) in enumerate(pieces):
+        j = names.index(arm)
+        share = inner[i, j] / gram[j, j] if gram[j, j] else math.nan
+        parted.append({"arm": arm, "kind": kind, "part": part, "share": share})
     for j, row in enumerate(rows):
         row["cosine_to_first"], row["cosine_error"] = cosine[0, j], errors[0, j]
-    kept = {}
-    if keep:
-        wide = np.concatenate([owner, np.zeros((arms, len(pieces)))], axis=1)
-        kept = _kept(forward, pool, basis, table, wide)
     return Probe(
         pd.DataFrame(cosine, index=pd.Index(names, name="arm"), columns=names),
         pd.DataFrame(errors, index=pd.Index(names, name="arm"), columns=names),
@@ -262,17 +253,8 @@ def _summary(
         pd.DataFrame(),
         state.step,
         found.passes,
-        kept,
+        found.kept,
     )
-
-
-def _kept(
-    forward: SharedForward, pool: Pool, basis: Any, table: Table, owner: np.ndarray[Any, Any]
-) -> dict[str, Tensor]:
-    """The arms' gradients themselves."""
-    basis.weights = torch.from_numpy(owner) @ basis.weights
-    whole: Products = products(forward, pool.rows, basis, table.outputs(), keep=range(len(owner)))
-    return whole.kept
 
 
 def _padded(reading: Reading, pool: Pool) -> Tensor:
