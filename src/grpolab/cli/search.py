@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,24 +144,16 @@ def _open_parent(search: Search, sweep_id: str, command: Command, known: str | N
     if not run.tracking.mlflow:
         return None
     from grpolab.sweep.preflight import tracking_uri
-    from grpolab.tracking.mlflow import connect, patiently, reopen, start_run
+    from grpolab.tracking.mlflow import open_parent, patiently
 
     tags = {
-        "grpolab.study": run.study,
-        "grpolab.sweep": sweep_id,
         "grpolab.search": search.settings.name,
         "grpolab.tuning_seeds": ",".join(map(str, search.settings.seeds)),
     }
-
-    def meet() -> str:
-        client, experiment = connect(tracking_uri(run), run.output_dir, run.study)
-        if known and reopen(client, known, tags):
-            return known
-        params = {"overrides": " ".join(command.overrides), "factors": ",".join(search.space)}
-        name = f"search {sweep_id}"
-        return str(start_run(client, experiment, name=name, tags=tags, params=params))
-
-    return patiently(meet)
+    params = {"overrides": " ".join(command.overrides), "factors": ",".join(search.space)}
+    place = (tracking_uri(run), run.output_dir, run.study, sweep_id, known)
+    _, run_id = patiently(partial(open_parent, *place, kind="search", tags=tags, params=params))
+    return run_id
 
 
 @contextmanager

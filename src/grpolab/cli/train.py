@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -218,21 +218,12 @@ def _open_parent(
     if not run.tracking.mlflow:
         return None
     from grpolab.sweep.preflight import tracking_uri
-    from grpolab.tracking.mlflow import connect, patiently, reopen, start_run
+    from grpolab.tracking.mlflow import open_parent, patiently
 
-    def meet() -> tuple[Any, str]:
-        client, experiment = connect(tracking_uri(run), run.output_dir, run.study)
-        if known and known["parent_run_id"] and reopen(client, known["parent_run_id"]):
-            return client, str(known["parent_run_id"])
-        return client, start_run(
-            client,
-            experiment,
-            name=f"sweep {sweep_id}",
-            tags={"grpolab.study": run.study, "grpolab.sweep": sweep_id},
-            params={"overrides": " ".join(command.overrides), "factors": ",".join(sweep.factors)},
-        )
-
-    return patiently(meet)
+    params = {"overrides": " ".join(command.overrides), "factors": ",".join(sweep.factors)}
+    before = known["parent_run_id"] if known else None
+    place = (tracking_uri(run), run.output_dir, run.study, sweep_id, before)
+    return patiently(partial(open_parent, *place, params=params))
 
 
 def _hand_to_hydra(

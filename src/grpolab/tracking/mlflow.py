@@ -248,6 +248,27 @@ def reopen(client: Any, run_id: str, tags: Mapping[str, str] | None = None) -> b
     return True
 
 
+def open_parent(
+    uri: str,
+    output_dir: str,
+    study: str,
+    sweep_id: str,
+    known: str | None,
+    *,
+    kind: str = "sweep",
+    tags: Mapping[str, str] | None = None,
+    params: Mapping[str, str],
+) -> tuple[Any, str]:
+    """(client, id) of the run that a sweep's jobs are children of: the known one, running again,
+    or a new one."""
+    client, experiment = connect(uri, output_dir, study)
+    if known and reopen(client, known, tags):
+        return client, known
+    own = {"grpolab.study": study, "grpolab.sweep": sweep_id, **(tags or {})}
+    name = f"{kind} {sweep_id}"
+    return client, start_run(client, experiment, name=name, tags=own, params=params)
+
+
 def drop(client: Any, run_id: str) -> None:
     """Deletes a run, if the store has it."""
     from mlflow.exceptions import MlflowException
