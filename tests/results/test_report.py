@@ -158,7 +158,7 @@ def test_damaged_files_cost_their_part_only(out: Path, tmp_path: Path) -> None:
 def test_a_bad_request_writes_nothing(out: Path, tmp_path: Path) -> None:
     for wrong in ({"metric": "eval/acc"}, {"figures": "forrest"}, {"where": "seed.x > 1"}):
         with pytest.raises(ResultsError):
-            report(output_dir=out, sweep="first", out=tmp_path / "new", **wrong)  # type: ignore[arg-type]
+            report(output_dir=out, sweep="first", out=tmp_path / "new", **wrong)
     assert not (tmp_path / "new").exists()
 
 

@@ -25,22 +25,34 @@ ANALYZE_KEYS = {
 
 def analyze(arguments: Sequence[str]) -> int:
     """Writes figures, tables and verdicts of a sweep."""
+    given = of_results(
+        "analyze", "figures, tables and verdicts of a sweep", arguments, ANALYZE_KEYS
+    )
+    if given is None:
+        return 0
     from grpolab.results import analyze as results
     from grpolab.results.frames import ResultsError
 
-    if any(a in ("-h", "--help") for a in arguments):
-        print("usage: grpolab analyze [key=value …]\n")
-        print("\n".join(f"  {k:<13}{v}" for k, v in ANALYZE_KEYS.items()))
-        return 0
-    given = key_values(arguments, ANALYZE_KEYS)
-    if "sweep" not in given and "study" not in given:
-        given["sweep"] = "latest"
     try:
         made = results.analyze(**given)
     except ResultsError as error:
         raise ConfigError(str(error)) from error
     print(results.summary(made))
     return 0
+
+
+def of_results(
+    command: str, what: str, arguments: Sequence[str], keys: dict[str, str]
+) -> dict[str, str] | None:
+    """The keys of a command about logged runs, the latest sweep where none is named; None after
+    its help."""
+    from grpolab.cli.status import usage
+
+    if any(a in ("-h", "--help") for a in arguments):
+        print(usage(command, what, keys))
+        return None
+    given = key_values(arguments, keys)
+    return given if "sweep" in given or "study" in given else given | {"sweep": "latest"}
 
 
 def key_values(arguments: Sequence[str], allowed: dict[str, str]) -> dict[str, str]:

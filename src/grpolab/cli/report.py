@@ -22,38 +22,23 @@ KEYS = {
 
 def report(arguments: Sequence[str]) -> int:
     """Writes the page and says where it is."""
-    from grpolab.cli.inspect import key_values
+    from grpolab.cli.inspect import of_results
+    from grpolab.cli.status import is_true
 
-    if any(a in ("-h", "--help") for a in arguments):
-        print("usage: grpolab report [key=value …]\n")
-        print("\n".join(f"  {k:<12}{v}" for k, v in KEYS.items()))
+    given = of_results("report", "one HTML page of a sweep", arguments, KEYS)
+    if given is None:
         return 0
-    given = key_values(arguments, KEYS)
-    shown = given.pop("open", "false")
-    if shown not in ("true", "false"):
-        raise ConfigError(f"open: {shown!r} given; allowed: true, false.")
-    if "sweep" not in given and "study" not in given:
-        given["sweep"] = "latest"
-    margin = _margin(given.pop("equivalence", None))
+    shown = is_true("open", given.pop("open", "false"))
     from grpolab.results.frames import ResultsError
     from grpolab.results.report import report as write
 
     try:
-        path = write(**given, equivalence=margin)
+        path = write(**given)
     except ResultsError as error:
         raise ConfigError(str(error)) from error
     print(path)
-    if shown == "true":
+    if shown:
         import webbrowser
 
         webbrowser.open(path.absolute().as_uri())
     return 0
-
-
-def _margin(given: str | None) -> float | None:
-    if given in (None, "null"):
-        return None
-    try:
-        return float(str(given))
-    except ValueError:
-        raise ConfigError(f"equivalence: {given!r} given; allowed: a number above 0.") from None

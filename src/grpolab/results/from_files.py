@@ -59,7 +59,7 @@ def _job_folders(study: Path) -> Iterator[Path]:
 def _manifests(study: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted((study / "sweeps").glob("*.json")):
-        manifest = _json_object(path)
+        manifest = json_object(path)
         if manifest is None:
             raise ResultsError(f"sweep={path.stem}: its manifest {path} is not a JSON object")
         name = str(manifest.get("sweep", path.stem))
@@ -94,7 +94,7 @@ def _sweep_records(output_dir: Path, manifest: Mapping[str, Any]) -> list[RunRec
 def _study_records(study: Path, manifests: Sequence[Mapping[str, Any]]) -> list[RunRecord]:
     """Every job folder of the study, and every job a manifest lists that has no folder."""
     records = []
-    runs = {folder: _json_object(folder / "run.json") or {} for folder in _job_folders(study)}
+    runs = {folder: json_object(folder / "run.json") or {} for folder in _job_folders(study)}
     factors = sorted({str(key) for run in runs.values() for key in run.get("factors", {})})
     for folder, run in runs.items():
         sweep = run.get("sweep")
@@ -112,7 +112,7 @@ def _record(
     folder: Path, sweep: str | None, job: Mapping[str, Any], factors: Sequence[str]
 ) -> RunRecord:
     """`job` is a manifest's entry or a run.json."""
-    run = _json_object(folder / "run.json") or {}
+    run = json_object(folder / "run.json") or {}
     status, reason = _status(folder)
     metrics = folder / "metrics.jsonl"
     return RunRecord(
@@ -133,7 +133,7 @@ def _record(
 def _status(folder: Path) -> tuple[str, str | None]:
     if not folder.is_dir():
         return "missing", None
-    status = _json_object(folder / "STATUS")
+    status = json_object(folder / "STATUS")
     if status is None:
         return "pending", "its STATUS is missing or unreadable"
     reason = status.get("reason")
@@ -216,7 +216,8 @@ def _entry(line: str) -> dict[str, Any] | None:
     return None
 
 
-def _json_object(path: Path) -> dict[str, Any] | None:
+def json_object(path: Path) -> dict[str, Any] | None:
+    """A file's JSON object; None where it is missing, unreadable or something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

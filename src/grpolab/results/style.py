@@ -7,7 +7,7 @@ scaling on the page. Text stays text in PDF and SVG.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,20 +100,29 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save(figure: Figure, folder: Path, name: str, caption: str, dark: bool = False) -> list[Path]:
+def save(
+    figure: Figure,
+    folder: Path,
+    name: str,
+    caption: str,
+    dark: bool = False,
+    kinds: Sequence[str] = ("png", "pdf", "svg"),
+) -> list[Path]:
     """Write `name`.png (200 dpi), .pdf, .svg and .caption.txt; the same input, the same bytes.
 
-    With `dark` also `name`.dark.svg and .dark.png, for pages of light text. Fonts are embedded in
+    With `dark` also `name`.dark.svg and .dark.png, for pages of light text. `kinds`: only these of
+    the files. Fonts are embedded in
     PDF and SVG, and text stays text.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(PAPER):
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out once: the same in every file, in half the time
-        paths = [_write(figure, folder / f"{name}.{kind}") for kind in ("png", "pdf", "svg")]
+        paths = [_write(figure, folder / f"{name}.{kind}") for kind in kinds]
         if dark:
             with theme.dark(figure):
-                paths += [_write(figure, folder / f"{name}.dark.{kind}") for kind in ("svg", "png")]
+                on_pages = [kind for kind in ("svg", "png") if kind in kinds]
+                paths += [_write(figure, folder / f"{name}.dark.{kind}") for kind in on_pages]
     text = folder / f"{name}.caption.txt"
     text.write_text(caption.strip() + "\n", encoding="utf-8")
     return [*paths, text]

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from grpolab.results.frames import FACTOR_PREFIX, Results
+from grpolab.results.from_files import json_object
 from grpolab.results.summary import arms_of
 
 PROMPTS = 3  # shown side by side, from the first and from the last step that all arms share
@@ -164,7 +165,7 @@ def provenance(
     output_dir: Path, results: Results, places: Mapping[tuple[str, int], Path]
 ) -> Provenance:
     """Command, sources, packages and hardware; what differs between runs has several values."""
-    notes = [found for path in places.values() if (found := _json(path / "provenance.json"))]
+    notes = [found for path in places.values() if (found := json_object(path / "provenance.json"))]
     values: dict[str, list[str]] = {}
     for note in notes:
         packages = note.get("packages")
@@ -174,7 +175,7 @@ def provenance(
             if value is not None and str(value) not in values.setdefault(str(key), []):
                 values[str(key)].append(str(value))
     row = results.runs.iloc[0]
-    manifest = _json(output_dir / str(row["study"]) / "sweeps" / f"{row['sweep']}.json") or {}
+    manifest = json_object(output_dir / str(row["study"]) / "sweeps" / f"{row['sweep']}.json") or {}
     command = manifest.get("command") or next(
         (n["command"] for n in notes if n.get("command")), None
     )
@@ -184,11 +185,3 @@ def provenance(
         {key: found for key, found in values.items() if found},
         any(note.get("git_diff") for note in notes),
     )
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None

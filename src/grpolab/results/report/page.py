@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from grpolab.results import figures as drawing
+from grpolab.results import style
 from grpolab.results.analyze import default_out
 from grpolab.results.frames import Results
 from grpolab.results.load import load
 from grpolab.results.report import content
 from grpolab.results.summary import arm_table, check_metric, check_one_study, run_values
-from grpolab.results.verdicts import in_words, verdicts
+from grpolab.results.verdicts import Rules, in_words, verdicts
 from grpolab.tracking.folder import write_atomically
 
 HEADINGS = {
@@ -47,7 +48,7 @@ def report(
     uri: str | None = None,
     out: str | Path | None = None,
     metric: str = "eval/accuracy",
-    equivalence: float | None = None,
+    equivalence: float | str | None = None,
     figures: str = "all",
     where: str | None = None,
 ) -> Path:
@@ -57,11 +58,12 @@ def report(
     from the run folders under `output_dir`; where they lie elsewhere the page says so. Raises
     ResultsError, with nothing written, where the runs, the metric or a figure do not exist.
     """
+    margin = Rules.of(equivalence=equivalence).equivalence
     drawing.chosen(figures)
     results = load(output_dir=output_dir, sweep=sweep, study=study, uri=uri, where=where)
     check_one_study(results)
     check_metric(results, metric)
-    page = render(results, metric, Path(output_dir), equivalence, figures)
+    page = render(results, metric, Path(output_dir), margin, figures)
     path = Path(out) if out is not None else default_out(output_dir, results, sweep, study)
     if path.suffix.lower() not in (".html", ".htm"):
         path = path / "report.html"
@@ -149,17 +151,14 @@ def _arm_rows(table: pd.DataFrame, judged: pd.DataFrame) -> list[dict[Any, Any]]
 
 
 def _pictures(drawn: dict[str, drawing.Drawn]) -> list[Picture]:
+    made = []
     with tempfile.TemporaryDirectory() as scratch:
-        drawing.save(drawn, Path(scratch), dark=True)
-        return [
-            Picture(
-                name,
-                _data(Path(scratch) / f"{name}.svg"),
-                _data(Path(scratch) / f"{name}.dark.svg"),
-                (Path(scratch) / f"{name}.caption.txt").read_text(encoding="utf-8").strip(),
-            )
-            for name in drawn
-        ]
+        folder = Path(scratch)
+        for name, (figure, caption) in drawn.items():
+            style.save(figure, folder, name, caption, dark=True, kinds=["svg"])
+            light, dark = _data(folder / f"{name}.svg"), _data(folder / f"{name}.dark.svg")
+            made.append(Picture(name, light, dark, caption.strip()))
+    return made
 
 
 def _data(path: Path) -> str:
