@@ -56,9 +56,8 @@ def need(figure: str, results: Results, *metrics: str) -> None:
     check_one_study(results)
     if results.runs.empty:
         raise NothingToDrawError(f"figures={figure}: there are no runs to draw")
-    history = results.history
-    finite = set(history.loc[np.isfinite(history["value"].to_numpy(dtype=float)), "metric"])
-    absent = [metric for metric in metrics if metric not in finite]
+    there = _finite_metrics(results)
+    absent = [metric for metric in metrics if metric not in there]
     if absent:
         raise NothingToDrawError(f"figures={figure}: no run logged {' or '.join(absent)}")
 
@@ -69,12 +68,17 @@ def logged(figure: str, results: Results, metrics: Sequence[str]) -> list[str]:
     Raises NothingToDrawError where it is none of them.
     """
     need(figure, results)
-    history = results.history
-    finite = set(history.loc[np.isfinite(history["value"].to_numpy(dtype=float)), "metric"])
+    finite = _finite_metrics(results)
     there = [metric for metric in metrics if metric in finite]
     if not there:
         raise NothingToDrawError(f"figures={figure}: no run logged {' or '.join(metrics)}")
     return there
+
+
+def _finite_metrics(results: Results) -> set[str]:
+    """Those that some run logged a finite value of."""
+    history = results.history
+    return set(history.loc[np.isfinite(history["value"].to_numpy(dtype=float)), "metric"])
 
 
 def without(results: Results, metrics: Iterable[str]) -> str:

@@ -38,8 +38,7 @@ def stratified_interval(
     """`aggregate` of `scores` [runs, tasks] with its stratified bootstrap interval; n is runs."""
     data = _table(scores)
     drawn = np.array([aggregate(_redrawn(data, rng)) for _ in range(resamples)])
-    low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
-    return Interval(aggregate(data), float(low), float(high), len(data), "stratified percentile")
+    return _interval(aggregate(data), drawn, len(data), level)
 
 
 def improvement(arm: Floats, baseline: Floats) -> float:
@@ -64,8 +63,7 @@ def improvement_interval(
     """`improvement` with its interval; runs of both sides are redrawn, each task on its own."""
     x, y = _table(arm), _table(baseline)
     drawn = [improvement(_redrawn(x, rng), _redrawn(y, rng)) for _ in range(resamples)]
-    low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
-    return Interval(improvement(x, y), float(low), float(high), len(x), "stratified percentile")
+    return _interval(improvement(x, y), drawn, len(x), level)
 
 
 def performance_profile(scores: Floats, thresholds: Floats) -> Array:
@@ -85,8 +83,21 @@ def profile_band(
     """Pointwise ends [T] and [T] of the profile's stratified bootstrap band."""
     data = _table(scores)
     drawn = [performance_profile(_redrawn(data, rng), thresholds) for _ in range(resamples)]
-    low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2], axis=0)
+    low, high = _percentiles(drawn, level)
     return low, high
+
+
+def _percentiles(drawn: Floats, level: float) -> Array:
+    """[2, ...] the ends between which the middle `level` of `drawn` [resamples, ...] lies."""
+    ends: Array = np.quantile(
+        np.asarray(drawn, dtype=float), [0.5 - level / 2, 0.5 + level / 2], axis=0
+    )
+    return ends
+
+
+def _interval(value: float, drawn: Floats, n: int, level: float) -> Interval:
+    low, high = _percentiles(drawn, level)
+    return Interval(value, float(low), float(high), n, "stratified percentile")
 
 
 def _redrawn(data: Array, rng: np.random.Generator) -> Array:

@@ -52,7 +52,7 @@ def paired(arm: Floats, baseline: Floats, level: float = 0.95) -> Comparison:
     deviation = float(differences.std(ddof=1))
     size = max(np.abs(np.asarray(arm)).max(), np.abs(np.asarray(baseline)).max())
     if deviation <= ROUNDING * size:
-        return _equalpaired_differences(found.mean, found.n, level)
+        return _without_spread(found.mean, found.n, level)
     t = found.mean / (deviation / np.sqrt(found.n))
     p = 2 * float(stats.t.sf(abs(t), found.n - 1))
     return Comparison(found.mean, found.low, found.high, found.n, p, "paired t")
@@ -197,7 +197,7 @@ def _from_typical(typical: Array, delta: float, level: float, size: float) -> Co
     return Comparison(delta, low, high, 0, p, "")
 
 
-def _equalpaired_differences(mean: float, n: int, level: float) -> Comparison:
+def _without_spread(mean: float, n: int, level: float) -> Comparison:
     """Differences without spread: p as the signs give it, the interval the one value or nothing."""
     p = minimum_sign_flip_p(n) if mean else 1.0
     ends = mean if minimum_sign_flip_p(n) <= 1 - level else np.nan
