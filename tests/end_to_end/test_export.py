@@ -16,7 +16,8 @@ from grpolab.sampling.base import Draw
 from grpolab.sweep.compose import Command, expand
 from grpolab.sweep.preflight import Ready, check
 from grpolab.tracking.folder import RunFolder
-from grpolab.training.collect import CORRECT, encode_examples, sample_rollouts
+from grpolab.training.collect import CORRECT, encode_examples
+from grpolab.training.draw import sample_rollouts
 from grpolab.training.loop import Trainer
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from grpolab.component import ConfigError
 from grpolab.policy.policy import Policy
 from grpolab.rollouts import Rollouts
 from grpolab.sampling.base import Draw
-from grpolab.training.collect import sample_rollouts
+from grpolab.training.draw import sample_rollouts
 from grpolab.training.update import Updater
 
 if TYPE_CHECKING:

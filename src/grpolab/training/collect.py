@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -16,9 +16,10 @@ from grpolab.rewards.base import VERIFY_SECONDS, RewardInputs
 from grpolab.rewards.guard import TimeLimitExceeded, limited
 from grpolab.rng import generator, permutation
 from grpolab.rollouts import Rollouts, concatenate
-from grpolab.sampling.base import Draw, Sampler
+from grpolab.sampling.base import Draw
 from grpolab.tasks.base import Example, Examples, Task
 from grpolab.training.clock import Clock
+from grpolab.training.draw import Room, sample_part, sample_rollouts
 from grpolab.training.ranks import ALONE, Ranks
 from grpolab.training.replay import ReplayBuffer, fill, packed, replay_metrics, unpacked
 
@@ -54,6 +55,7 @@ class Collector:
         self.run, self.policy, self.examples, self.ranks = run, policy, examples, ranks
         self.clock = Clock() if clock is None else clock
         self._encoded = encode_examples(policy.encoder, examples.train)
+        self.room = Room()
         self.buffer = ReplayBuffer(run.selection) if run.selection.replays else None
 
     def collect(self, step: int) -> Collected:
@@ -118,7 +120,7 @@ class Collector:
         group = self.run.sampler.group_size
         draw = Draw(self.run.seed, (step, round_), group)
         prompts = [self._encoded[i] for i in indices]
-        rollouts = sample_part(self.ranks, self.run.sampler, self.policy, prompts, draw)
+        rollouts = sample_part(self.ranks, self.run.sampler, self.policy, prompts, draw, self.room)
         if rollouts is None:
             return None
         own = list(indices[self.ranks.part(len(indices))])
@@ -163,7 +165,7 @@ class Collector:
         """[P] rewards of the greedy completion of each prompt."""
         prompts = [self._encoded[i] for i in rollouts.prompt_index.tolist()]
         draw = Draw(self.run.seed, (), 1, greedy=True)
-        greedy = sample_rollouts(self.run.sampler, self.policy, prompts, draw)
+        greedy = sample_rollouts(self.run.sampler, self.policy, prompts, draw, self.room)
         score(self.run, greedy, examples)
         assert greedy.rewards is not None
         return greedy.rewards.squeeze(1)
@@ -181,45 +183,6 @@ def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
 def encode_examples(encoder: Encoder, examples: Sequence[Example]) -> list[list[int]]:
     """The tokens of each example's prompt."""
     return encoder.encode([e.prompt for e in examples])
-
-
-def sample_rollouts(
-    sampler: Sampler, policy: Policy, prompts: Sequence[Sequence[int]], draw: Draw
-) -> Rollouts:
-    """A fresh record of the completions of some prompts."""
-    samples = sampler(policy, prompts, draw)
-    lengths = torch.tensor([len(p) for p in prompts])
-    ids = torch.full((len(prompts), int(lengths.max())), policy.pad_id)
-    for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt)] = torch.tensor(list(prompt))
-    return Rollouts(
-        prompt_ids=ids.repeat_interleave(draw.samples, 0).to(policy.device),
-        prompt_lengths=lengths.repeat_interleave(draw.samples).to(policy.device),
-        completion_ids=samples.completion_ids,
-        mask=samples.mask,
-        group_size=draw.samples,
-        prompt_index=torch.arange(len(prompts), device=policy.device),
-        truncated=samples.truncated,
-        texts=policy.encoder.decode(samples.completion_ids, samples.mask),
-        sampler_logps=samples.sampler_logps,
-        sampler_policy_logps=samples.policy_logps,
-    )
-
-
-def sample_part(
-    ranks: Ranks, sampler: Sampler, policy: Policy, prompts: Sequence[Sequence[int]], draw: Draw
-) -> Rollouts | None:
-    """This rank's groups of a call, the same as if one process had drawn all of them; None where
-    it has no group."""
-    own = ranks.part(len(prompts))
-    if own.start == own.stop:
-        return None
-    if ranks.alone or sampler.splits:
-        draw = replace(draw, first=own.start, total=len(prompts))
-        return sample_rollouts(sampler, policy, prompts[own], draw)
-    whole = sample_rollouts(sampler, policy, prompts, draw)
-    places = torch.arange(len(prompts), device=policy.device)
-    return whole.keep_groups((places >= own.start) & (places < own.stop))
 
 
 def score(run: Run, rollouts: Rollouts, examples: Sequence[Example]) -> list[float]:

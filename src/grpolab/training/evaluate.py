@@ -8,7 +8,8 @@ from grpolab.config import Run
 from grpolab.policy.policy import Policy
 from grpolab.sampling.base import Draw
 from grpolab.tasks.base import Example, Examples
-from grpolab.training.collect import correctness, encode_examples, sample_part
+from grpolab.training.collect import correctness, encode_examples
+from grpolab.training.draw import Room, sample_part
 from grpolab.training.ranks import ALONE, Ranks
 
 MAX_ROWS = 512  # completions decoded at once
@@ -30,6 +31,7 @@ class Evaluator:
 
     def __init__(self, run: Run, policy: Policy, examples: Examples, ranks: Ranks = ALONE) -> None:
         self.run, self.policy, self.ranks = run, policy, ranks
+        self.room = Room()
         self.examples = list(examples.held_out)[: run.eval.prompts]
         self._encoded = encode_examples(policy.encoder, self.examples)
 
@@ -63,7 +65,7 @@ class Evaluator:
     def _part(self, chunk: slice, draw: Draw) -> tuple[list[bool], list[int]]:
         """(right or not, length) of the completions of this rank's prompts of a chunk."""
         prompts, examples = self._encoded[chunk], self.examples[chunk]
-        rollouts = sample_part(self.ranks, self.run.sampler, self.policy, prompts, draw)
+        rollouts = sample_part(self.ranks, self.run.sampler, self.policy, prompts, draw, self.room)
         if rollouts is None:
             return [], []
         own = examples[self.ranks.part(len(examples))]
