@@ -6,7 +6,8 @@ import resource
 import subprocess
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
@@ -215,14 +216,33 @@ def test_a_real_allocation_that_fails() -> None:
 
 
 def test_a_budget_in_gib_bounds_the_tokens_of_a_pass() -> None:
-    run = lab.run_of()
+    run = lab.run_of("hardware.tokens_per_microbatch=4000")
     policy = lab.policy_of(run)
     each = policy.bytes_per_token()
     hardware = replace(run.hardware, memory_budget=100 * each / 2**30)
     assert token_budget(hardware, policy) == 100
-    assert token_budget(run.hardware, policy) == run.hardware.tokens_per_microbatch
+    assert token_budget(run.hardware, policy) == 4000
     wide = replace(run.hardware, memory_budget=1000.0)
-    assert token_budget(wide, policy) == run.hardware.tokens_per_microbatch
+    assert token_budget(wide, policy) == 4000
+
+
+@pytest.mark.parametrize(
+    ("weights", "each", "device", "tokens"),
+    [
+        (538_060_032, 889_344, "cpu", 302),  # SmolLM2-135M: half its weights
+        (3_900_000, 24_000, "cpu", 8192),  # the embedded model: 256 MiB hold any batch
+        (3_900_000, 40_000, "cpu", 6710),
+        (400_000_000, 4_000_000, "cpu", 256),  # whole logits of a large vocabulary
+        (3_000_000_000, 2_500_000, "cuda", 8192),
+    ],
+)
+def test_without_a_budget_memory_follows_the_model(
+    weights: int, each: int, device: str, tokens: int
+) -> None:
+    parameter = torch.empty(weights // 4, device="meta")
+    model = SimpleNamespace(parameters=lambda: [parameter])
+    policy = SimpleNamespace(device=torch.device(device), model=model, bytes_per_token=lambda: each)
+    assert token_budget(lab.run_of().hardware, cast("Policy", policy)) == tokens
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

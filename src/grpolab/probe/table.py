@@ -22,6 +22,7 @@ from grpolab.policy.policy import Policy, TokenLogps
 from grpolab.rollouts import Rollouts
 from grpolab.training.clock import Clock
 from grpolab.training.forward import Forward
+from grpolab.training.memory import token_budget
 from grpolab.training.optimizer import make_optimizer
 from grpolab.training.ranks import ALONE
 from grpolab.training.update import Updater
@@ -37,7 +38,7 @@ class SharedForward(Forward):
         self.uses_reference = run.kl.needs_reference
         keeps = self.uses_reference and run.reference.needs_model
         self.reference: Any = reference if keeps else None
-        self.budget = run.hardware.tokens_per_microbatch
+        self.budget = token_budget(run.hardware, policy)
 
 
 OUTPUTS = ("logps", "whole", "logits")
