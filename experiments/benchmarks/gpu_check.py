@@ -24,7 +24,8 @@ from grpolab.config import COMPONENTS, SETTINGS, Run, bind_run
 from grpolab.policy.policy import Encoder, Policy
 from grpolab.sampling.base import Draw
 from grpolab.tracking.folder import RunFolder
-from grpolab.training.collect import encode_examples, sample_rollouts
+from grpolab.training.collect import encode_examples
+from grpolab.training.draw import sample_rollouts
 from grpolab.training.loop import Trainer
 
 DEFAULTS = {

@@ -97,6 +97,7 @@ def test_a_collector_remembers(policy: Policy, monkeypatch: pytest.MonkeyPatch) 
         found = collector.collect(0).rollouts
     assert_same(found, expected)
     assert found.rewards is not None
+    assert expected.rewards is not None
     assert torch.equal(found.rewards, expected.rewards)
     collector.collect(1)
     assert asked == [4, 2, 2, 2, 2]
