@@ -12,6 +12,7 @@ ANALYZE_KEYS = {
     "study": "all runs of a study instead of one sweep",
     "output_dir": "where the runs lie (outputs)",
     "uri": "read from this MLflow store instead of the run folders",
+    "kept": "read from this folder of runs.parquet and history.parquet instead",
     "out": "folder for the results (<output_dir>/analysis/<sweep>)",
     "metric": "what the comparison is about (eval/accuracy)",
     "equivalence": "a difference that matters; surely smaller ones are equivalent (null)",
@@ -52,7 +53,8 @@ def of_results(
         print(usage(command, what, keys))
         return None
     given = key_values(arguments, keys)
-    return given if "sweep" in given or "study" in given else given | {"sweep": "latest"}
+    chosen = any(key in given for key in ("sweep", "study", "kept"))
+    return given if chosen else given | {"sweep": "latest"}
 
 
 def key_values(arguments: Sequence[str], allowed: dict[str, str]) -> dict[str, str]:

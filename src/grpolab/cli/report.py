@@ -11,6 +11,7 @@ KEYS = {
     "study": "all runs of a study instead of one sweep",
     "output_dir": "where the runs lie (outputs)",
     "uri": "read the runs from this MLflow store instead of the run folders",
+    "kept": "read from this folder of runs.parquet and history.parquet instead",
     "out": "the file, or a folder for report.html (<output_dir>/analysis/<sweep>)",
     "metric": "what the comparison is about (eval/accuracy)",
     "equivalence": "differences below this count as none (not tested)",

@@ -27,6 +27,7 @@ _SCRIPT_DEFAULTS: dict[str, str | None] = {
     "sweep": "latest",
     "study": None,
     "uri": None,
+    "kept": None,
     "output_dir": "outputs",
     "metric": "eval/accuracy",
     "out": "figures",
@@ -68,6 +69,7 @@ def analyze(
     test: str = "auto",
     figures: str | Sequence[str] = "all",
     dark: bool | str = False,
+    kept: str | Path | None = None,
 ) -> AnalyzeOutput:
     """Load the runs (see `load`) and write their analysis under `out`.
 
@@ -80,7 +82,7 @@ def analyze(
     rules = Rules.of(alpha, correction, test, equivalence)
     drawing.chosen(figures)  # a wrong name is refused before the runs are read
     both = drawing.truth("dark", dark)
-    results = load(output_dir=output_dir, sweep=sweep, study=study, uri=uri)
+    results = load(output_dir=output_dir, sweep=sweep, study=study, uri=uri, kept=kept)
     check_one_study(results)
     check_metric(results, metric)
     folder = Path(out) if out is not None else default_out(output_dir, results, sweep, study)
@@ -114,7 +116,7 @@ def default_out(
     output_dir: str | Path, results: Results, sweep: str | None, study: str | None
 ) -> Path:
     """`<output_dir>/analysis/<sweep or study>`, `latest` under the name of its sweep."""
-    name = study or "all"
+    name = study or str(results.runs["study"].iloc[0])
     if sweep is not None:
         name = str(results.runs["sweep"].iloc[0])
     return Path(output_dir) / "analysis" / name
@@ -188,8 +190,13 @@ def script_input(argv: Sequence[str]) -> ScriptInput:
         given[key] = None if value in ("", "null") else value
     text = {key: given[key] or default for key, default in _SCRIPT_DEFAULTS.items() if default}
     rules = Rules.of(text["alpha"], text["correction"], text["test"], given["equivalence"])
+    newest = given["sweep"] == "latest" and given["kept"] is not None
     results = load(
-        output_dir=text["output_dir"], sweep=given["sweep"], study=given["study"], uri=given["uri"]
+        output_dir=text["output_dir"],
+        sweep=None if newest else given["sweep"],
+        study=given["study"],
+        uri=given["uri"],
+        kept=given["kept"],
     )
     dark = drawing.truth("dark", text["dark"])
     return ScriptInput(results, text["metric"], Path(text["out"]), dark, rules)

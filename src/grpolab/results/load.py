@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from grpolab.results import cache, from_files, from_mlflow
+from grpolab.results import kept as kept_files
 from grpolab.results.frames import (
     Results,
     ResultsError,
@@ -33,6 +34,7 @@ def load(
     runs: str | Sequence[str] | None = None,
     uri: str | None = None,
     where: str | None = None,
+    kept: str | Path | None = None,
 ) -> Results:
     """The runs of a sweep (`latest`: the newest), of a study, or of everything logged.
 
@@ -49,19 +51,20 @@ def load(
         uri: of an MLflow store. A local sqlite file is opened read-only.
         where: a filter like `status == 'done' and factor.clip in ['ppo', 'cispo'] and step > 10`;
             columns of `runs` choose runs, those only `history` has choose numbers (see `Where`).
+        kept: a folder of the parquet files that `experiments/keep.py` writes, instead of both.
 
     Raises:
         ResultsError: nothing matches; one sentence with the nearest name.
     """
     condition = Where(where) if where is not None else None
-    with _source(output_dir, sweep, study, uri) as (found, workers):
+    with _source(output_dir, sweep, study, uri, kept) as (found, workers):
         records = _chosen(ordered(found), runs)
         frame = runs_frame(records)
         if condition is not None:
             kept = condition.of_runs(frame)
             records = [record for record, keep in zip(records, kept, strict=True) if keep]
             frame = frame[kept].reset_index(drop=True)
-        source = uri if uri is not None else Path(output_dir).resolve()
+        source = uri if uri is not None else Path(kept or output_dir).resolve()
         points = _points(records, workers, cache.path_of(source, sweep, study, runs, where))
     history = history_frame(records, points)
     if condition is not None and condition.history:
@@ -71,9 +74,18 @@ def load(
 
 @contextmanager
 def _source(
-    output_dir: str | Path, sweep: str | None, study: str | None, uri: str | None
+    output_dir: str | Path,
+    sweep: str | None,
+    study: str | None,
+    uri: str | None,
+    kept: str | Path | None,
 ) -> Iterator[tuple[list[RunRecord], int]]:
     """The records, and how many of them may be read at once."""
+    if kept is not None:
+        if uri is not None:
+            raise ResultsError(f"kept={kept}: uri={uri} is given, too; allowed: one of them")
+        yield kept_files.records(kept, sweep, study), 1
+        return
     if uri is None:
         yield from_files.read(Path(output_dir), sweep, study), 1
         return

@@ -51,6 +51,7 @@ def report(
     equivalence: float | str | None = None,
     figures: str = "all",
     where: str | None = None,
+    kept: str | Path | None = None,
 ) -> Path:
     """Write the page; its path. Default: `<output_dir>/analysis/<sweep or study>/report.html`.
 
@@ -60,7 +61,7 @@ def report(
     """
     margin = Rules.of(equivalence=equivalence).equivalence
     drawing.chosen(figures)
-    results = load(output_dir=output_dir, sweep=sweep, study=study, uri=uri, where=where)
+    results = load(output_dir=output_dir, sweep=sweep, study=study, uri=uri, where=where, kept=kept)
     check_one_study(results)
     check_metric(results, metric)
     page = render(results, metric, Path(output_dir), margin, figures)
