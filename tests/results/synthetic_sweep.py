@@ -78,7 +78,14 @@ def write_files(root: Path, jobs: list[Job], sweep: str, created: str, study: st
         folder = root / study / job.job_id
         if job.state != "missing" and not folder.exists():
             _write_job(folder, job, sweep)
-    manifest = {
+    path = root / study / "sweeps" / f"{sweep}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(manifest_of(jobs, sweep, created, study)))
+
+
+def manifest_of(jobs: list[Job], sweep: str, created: str, study: str = STUDY) -> dict[str, Any]:
+    """What the sweep's manifest says."""
+    return {
         "sweep": sweep,
         "study": study,
         "created": created,
@@ -93,13 +100,11 @@ def write_files(root: Path, jobs: list[Job], sweep: str, created: str, study: st
                 "arm": job.arm,
                 "seed": job.seed,
                 "baseline": job.baseline,
+                "factors": job.factors,
             }
             for job in jobs
         ],
     }
-    path = root / study / "sweeps" / f"{sweep}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(manifest))
 
 
 def _write_job(folder: Path, job: Job, sweep: str) -> None:
@@ -130,17 +135,30 @@ def _as_json(metrics: dict[str, float]) -> dict[str, float | str]:
     }
 
 
-def write_mlflow(uri: str, jobs: list[Job], sweep: str, study: str = STUDY) -> None:
-    """Log the jobs as children of a parent run; the first step is logged twice, first wrongly."""
+def write_mlflow(
+    uri: str,
+    jobs: list[Job],
+    sweep: str,
+    study: str = STUDY,
+    tags: dict[str, str] | None = None,
+    before: list[Job] | None = None,
+) -> None:
+    """Log the jobs as children of a parent run; the first step is logged twice, first wrongly.
+
+    `tags`: of the parent. Jobs among `before`, and those that never started, are not logged.
+    """
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param, RunTag
 
     client = MlflowClient(tracking_uri=uri)
     found = client.get_experiment_by_name(study)
     experiment = found.experiment_id if found else client.create_experiment(study)
-    parent = client.create_run(experiment, tags={"grpolab.sweep": sweep, "grpolab.study": study})
+    own = {"grpolab.sweep": sweep, "grpolab.study": study}
+    parent = client.create_run(experiment, tags=own | (tags or {}))
     for job in jobs:
-        tags = {
+        if job in (before or []) or job.state == "missing":
+            continue
+        child = {
             "mlflow.parentRunId": parent.info.run_id,
             "grpolab.study": study,
             "grpolab.sweep": sweep,
@@ -150,8 +168,8 @@ def write_mlflow(uri: str, jobs: list[Job], sweep: str, study: str = STUDY) -> N
             "grpolab.baseline": str(job.baseline).lower(),
         }
         if job.reason:
-            tags["grpolab.reason"] = job.reason
-        run = client.create_run(experiment, tags=tags).info.run_id
+            child["grpolab.reason"] = job.reason
+        run = client.create_run(experiment, tags=child).info.run_id
         points = [
             Metric(name.replace("@", "_at_"), value, 1_000 + step, step)
             for step, metrics in job.metrics().items()

@@ -10,7 +10,7 @@ import pytest
 from grpolab.component import ConfigError, names
 from grpolab.config import bind_run, job_id
 from grpolab.sweep.compose import Command, Sweep, expand, parse_command
-from grpolab.sweep.manifest import members, read_manifest, write_manifest
+from grpolab.sweep.manifest import members, new_manifest, read_manifest, write_manifest
 
 
 def jobs_of(*overrides: str) -> Sweep:
@@ -107,10 +107,11 @@ def test_arms_are_written_without_hydra_s_backslashes() -> None:
 def test_a_manifest_comes_back(tmp_path: Path) -> None:
     found = members(jobs_of("clip=ppo,cispo", "seed=0,1"), None)
     path = tmp_path / "study" / "sweeps" / "a.json"
-    write_manifest(
-        path, sweep_id="a", study="study", parent_run_id=None, command=["grpolab", "train"],
-        factors=["clip", "seed"], jobs=found,
+    made = new_manifest(
+        sweep_id="a", study="study", command=["grpolab", "train"], factors=["clip", "seed"],
+        jobs=found,
     )  # fmt: skip
+    write_manifest(path, made)
     read = read_manifest(path)
     assert read["sweep"] == "a"
     assert read["jobs"] == [vars(m) for m in found]

@@ -78,7 +78,7 @@ def run_search(command: Command, sweep: Sweep) -> int:
             f"seeds, {len(study.trials())} begun before, study {search.run.study}.",
             flush=True,
         )
-        with _parent(search, parent_id) as finished:
+        with _parent(search, parent_id, manifest) as finished:
             left_alone = _drive(search, study, launcher, sweep, sweep_id, record)
             files = _write_results(search, study, sweep_id, folder)
             finished(study)
@@ -114,7 +114,14 @@ def _enter(command: Command, search: Search) -> tuple[str, str | None]:
     """The sweep's id and its MLflow run; those it had where the search was begun before."""
     from filelock import FileLock
 
-    from grpolab.sweep.manifest import manifest_path, new_sweep_id, write_manifest, write_parent
+    from grpolab.sweep.manifest import (
+        manifest_path,
+        new_manifest,
+        new_sweep_id,
+        read_manifest,
+        write_manifest,
+        write_parent,
+    )
     from grpolab.sweep.search.record import describe, find_search
 
     run = search.run
@@ -125,39 +132,42 @@ def _enter(command: Command, search: Search) -> tuple[str, str | None]:
         sweep_id = str(known["sweep"]) if known else new_sweep_id()
         path = manifest_path(run.output_dir, run.study, sweep_id)
         if known is None:
-            write_manifest(
-                path, sweep_id=sweep_id, study=run.study, parent_run_id=None,
-                command=["grpolab", "train", *command.words], factors=sorted(search.space),
-                jobs=[], search=describe(search, None),
+            content = new_manifest(
+                sweep_id=sweep_id, study=run.study, factors=sorted(search.space), jobs=[],
+                command=["grpolab", "train", *command.words], search=describe(search, None),
             )  # fmt: skip
+            write_manifest(path, content)
         elif known["command"] != shlex.join(["grpolab", "train", *command.words]):
             content = known | {"command": shlex.join(["grpolab", "train", *command.words])}
-            write_atomically(path, json.dumps(content, indent=2) + "\n")
-        parent = _open_parent(search, sweep_id, command, (known or {}).get("parent_run_id"))
+            write_manifest(path, content)
+        parent = _open_parent(search, command, read_manifest(path))
         if parent:
             write_parent(path, parent)
     return sweep_id, parent
 
 
-def _open_parent(search: Search, sweep_id: str, command: Command, known: str | None) -> str | None:
+def _open_parent(search: Search, command: Command, manifest: Mapping[str, Any]) -> str | None:
     run = search.run
     if not run.tracking.mlflow:
         return None
     from grpolab.sweep.preflight import tracking_uri
+    from grpolab.tracking.listing import listing_tags
     from grpolab.tracking.mlflow import open_parent, patiently
 
     tags = {
         "grpolab.search": search.settings.name,
         "grpolab.tuning_seeds": ",".join(map(str, search.settings.seeds)),
+        **listing_tags(manifest),
     }
     params = {"overrides": " ".join(command.overrides), "factors": ",".join(search.space)}
-    place = (tracking_uri(run), run.output_dir, run.study, sweep_id, known)
+    before = manifest["parent_run_id"]
+    place = (tracking_uri(run), run.output_dir, run.study, manifest["sweep"], before)
     _, run_id = patiently(partial(open_parent, *place, kind="search", tags=tags, params=params))
     return run_id
 
 
 @contextmanager
-def _parent(search: Search, run_id: str | None) -> Iterator[Any]:
+def _parent(search: Search, run_id: str | None, manifest: Path) -> Iterator[Any]:
     """Ends the search's MLflow run with the block: FINISHED, with the best trial, if it was told
     that the search is."""
     ended: list[Study] = []
@@ -166,18 +176,22 @@ def _parent(search: Search, run_id: str | None) -> Iterator[Any]:
     finally:
         if run_id is not None:
             try:
-                _end_parent(search, run_id, ended[0] if ended else None)
+                _end_parent(search, run_id, manifest, ended[0] if ended else None)
             except Exception as error:  # the store is away: the folder knows how it ended
                 print(f"MLflow does not know that the search has ended ({type(error).__name__}).",
                       file=sys.stderr)  # fmt: skip
 
 
-def _end_parent(search: Search, run_id: str, study: Study | None) -> None:
+def _end_parent(search: Search, run_id: str, manifest: Path, study: Study | None) -> None:
     from mlflow import MlflowClient
 
+    from grpolab.sweep.manifest import read_manifest
     from grpolab.sweep.preflight import tracking_uri
+    from grpolab.tracking.listing import listing_tags
 
     client = MlflowClient(tracking_uri=tracking_uri(search.run))
+    for name, value in listing_tags(read_manifest(manifest)).items():
+        client.set_tag(run_id, name, value)
     if study is None:
         client.set_terminated(run_id, status="KILLED")
         return

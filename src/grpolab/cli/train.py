@@ -24,7 +24,9 @@ from grpolab.sweep.manifest import (
     find_manifest,
     manifest_path,
     members,
+    new_manifest,
     new_sweep_id,
+    reused,
     write_manifest,
 )
 from grpolab.sweep.notes import notes
@@ -192,17 +194,18 @@ def _enter(
         known = find_manifest(run.output_dir, run.study, arms)
         sweep_id = str(known["sweep"]) if known else new_sweep_id()
         work = _prepared(launcher, sweep, run, arms, sweep_id, left) if launcher else None
+        manifest = new_manifest(
+            sweep_id=sweep_id,
+            study=run.study,
+            command=["grpolab", "train", *command.words],
+            factors=sweep.factors,
+            jobs=arms,
+        )
         try:
-            parent = _open_parent(run, sweep_id, sweep, command, known)
-            write_manifest(
-                manifest_path(run.output_dir, run.study, sweep_id),
-                sweep_id=sweep_id,
-                study=run.study,
-                parent_run_id=parent[1] if parent else (known or {}).get("parent_run_id"),
-                command=["grpolab", "train", *command.words],
-                factors=sweep.factors,
-                jobs=arms,
-            )
+            parent = _open_parent(run, sweep, command, manifest, known)
+            run_id = parent[1] if parent else (known or {}).get("parent_run_id")
+            path = manifest_path(run.output_dir, run.study, sweep_id)
+            write_manifest(path, manifest | {"parent_run_id": run_id})
         except BaseException:
             if work:
                 work.pool.close(kill=True)
@@ -211,19 +214,25 @@ def _enter(
 
 
 def _open_parent(
-    run: Run, sweep_id: str, sweep: Sweep, command: Command, known: dict[str, Any] | None
+    run: Run,
+    sweep: Sweep,
+    command: Command,
+    manifest: dict[str, Any],
+    known: dict[str, Any] | None,
 ) -> tuple[Any, str] | None:
-    """The MLflow run that the sweep's jobs are children of; the same one when the same sweep is
-    asked for again."""
+    """The MLflow run that the sweep's jobs are children of, and which lists them; the same one when
+    the same sweep is asked for again."""
     if not run.tracking.mlflow:
         return None
     from grpolab.sweep.preflight import tracking_uri
+    from grpolab.tracking.listing import listing_tags
     from grpolab.tracking.mlflow import open_parent, patiently
 
     params = {"overrides": " ".join(command.overrides), "factors": ",".join(sweep.factors)}
     before = known["parent_run_id"] if known else None
-    place = (tracking_uri(run), run.output_dir, run.study, sweep_id, before)
-    return patiently(partial(open_parent, *place, params=params))
+    place = (tracking_uri(run), run.output_dir, run.study, manifest["sweep"], before)
+    tags = listing_tags(manifest, reused(run.output_dir, manifest))
+    return patiently(partial(open_parent, *place, tags=tags, params=params))
 
 
 def _hand_to_hydra(

@@ -141,10 +141,13 @@ def _status(folder: Path) -> tuple[str, str | None]:
 
 
 def _factor(key: str, folder: Path, run: Mapping[str, Any], job: Mapping[str, Any]) -> str | None:
-    """A swept key's value: from run.json, else the job's overrides, else its config.
+    """A swept key's value: as the sweep has it, else run.json, the job's overrides or its config.
 
-    The run may belong to an earlier sweep over other factors, so run.json need not know the key.
+    The run may belong to an earlier sweep over other factors, so run.json need not know the key,
+    or may know it in another spelling.
     """
+    if job.get("factors", {}).get(key) is not None:
+        return factor_text(job["factors"][key])
     if key in run.get("factors", {}):
         return factor_text(run["factors"][key])
     for override in job.get("overrides", []):

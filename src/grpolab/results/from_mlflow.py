@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import datetime
 
 from grpolab.results.frames import ResultsError, RunRecord, factor_text, refuse
 from grpolab.results.points import Points, merged
 from grpolab.results.sql_store import SqlStore, sqlite_path
 from grpolab.results.store import JOB, SWEEP, ClientStore, Store, StoredRun
+from grpolab.tracking.listing import COUNT, ListedJob, Listing, listing_of
+
+LATEST = "latest"
 
 _STATUS = {
     "FINISHED": "done",
@@ -63,16 +68,26 @@ def opened(uri: str) -> Iterator[Store]:
 def records(store: Store, sweep: str | None, study: str | None) -> list[RunRecord]:
     """Records of one sweep, of one study (= experiment), or of every grpolab run of the store.
 
-    Only child runs count, those with a job_id. Raises ResultsError for an unknown study or sweep.
+    Only child runs count, those with a job_id, and the jobs that a sweep's own run lists. Raises
+    ResultsError for an unknown study or sweep.
     """
     experiments = _experiments(store, study)
-    runs = sorted(_runs(store, list(experiments), sweep), key=lambda run: (run.start, run.run_id))
-    attempts: dict[tuple[str, str], list[StoredRun]] = {}
-    for run in runs:  # the oldest first, so that a later attempt overrides an earlier one
-        own = run.tags.get("grpolab.study", experiments[run.experiment_id])
-        attempts.setdefault((own, run.tags[JOB]), []).append(run)
-    keys = _factor_keys(runs)
-    return [_record(store, name, group, keys) for (name, _), group in attempts.items()]
+    named = None if sweep == LATEST else sweep
+    runs = store.runs(list(experiments), named)
+    listings = _listings(store, experiments, named)
+    if sweep is None:
+        return _study_records(store, experiments, runs, listings)
+    names = {run.tags[SWEEP] for run in runs if SWEEP in run.tags} | {name for _, name in listings}
+    if not names:
+        raise _no_sweep(store, experiments, sweep)
+    newest = _newest(runs, listings) if sweep == LATEST else sweep
+    own = [run for run in runs if run.tags.get(SWEEP) == newest]
+    found = {key: listing for key, listing in listings.items() if key[1] == newest}
+    wanted = {job.job_id for listing in found.values() for job in listing.jobs}
+    if wanted - {run.tags[JOB] for run in own}:  # earlier sweeps of the study ran some of them
+        every = runs if named is None else store.runs(list(experiments), None)
+        own += [r for r in every if r.tags[JOB] in wanted and r.tags.get(SWEEP) != newest]
+    return _sweep_records(store, experiments, own, newest, found)
 
 
 def _experiments(store: Store, study: str | None) -> dict[str, str]:
@@ -83,20 +98,113 @@ def _experiments(store: Store, study: str | None) -> dict[str, str]:
     return chosen
 
 
-def _runs(store: Store, experiments: Sequence[str], sweep: str | None) -> list[StoredRun]:
-    """Child runs of `sweep`; `latest`: that of the newest run."""
-    if sweep is None:
-        return store.runs(experiments, None)
-    if sweep != "latest":
-        found = store.runs(experiments, sweep)
-        if found:
-            return found
-    swept = [run for run in store.runs(experiments, None) if SWEEP in run.tags]
-    if sweep == "latest" and swept:
-        newest = max(swept, key=lambda run: (run.start, run.run_id)).tags[SWEEP]
-        return [run for run in swept if run.tags[SWEEP] == newest]
-    names = sorted({run.tags[SWEEP] for run in swept})
-    raise refuse("sweep", sweep, "no such sweep in the store", names)
+def _listings(
+    store: Store, experiments: Mapping[str, str], sweep: str | None
+) -> dict[tuple[str, str], Listing]:
+    """{(study, sweep): what it consists of}, where the sweep's own run says so."""
+    found: dict[tuple[str, str], Listing] = {}
+    for run in store.runs(list(experiments), sweep, COUNT):
+        listing, name = listing_of(run.tags), run.tags.get(SWEEP)
+        key = (_study(run, experiments), str(name))
+        if listing is None or name is None:
+            continue
+        if key not in found or found[key].created < listing.created:
+            found[key] = listing
+    return found
+
+
+def _study(run: StoredRun, experiments: Mapping[str, str]) -> str:
+    return run.tags.get("grpolab.study", experiments[run.experiment_id])
+
+
+def _newest(runs: Sequence[StoredRun], listings: Mapping[tuple[str, str], Listing]) -> str:
+    """The sweep asked for last, as the manifests have it; where a store does not say when that was,
+    its newest run does."""
+    when: dict[str, float] = {}
+    for run in runs:
+        if SWEEP in run.tags:
+            name = run.tags[SWEEP]
+            when[name] = max(when.get(name, 0.0), run.start / 1000)
+    told: dict[str, float] = {}
+    for (_, name), listing in listings.items():
+        with suppress(ValueError):
+            at = datetime.fromisoformat(listing.created).timestamp()
+            told[name] = max(told.get(name, 0.0), at)
+    when = {name: 0.0 for _, name in listings} | when | told
+    return max(when, key=lambda name: (when[name], name))
+
+
+def _no_sweep(store: Store, experiments: Mapping[str, str], sweep: str) -> ResultsError:
+    swept = [run for run in store.runs(list(experiments), None) if SWEEP in run.tags]
+    names = {run.tags[SWEEP] for run in swept}
+    names |= {name for _, name in _listings(store, experiments, None)}
+    return refuse("sweep", sweep, "no such sweep in the store", sorted(names))
+
+
+def _attempts(
+    runs: Iterable[StoredRun], experiments: Mapping[str, str]
+) -> dict[tuple[str, str], list[StoredRun]]:
+    """{(study, job id): attempts at it}, the oldest first, so that a later one overrides it."""
+    found: dict[tuple[str, str], list[StoredRun]] = {}
+    for run in sorted(runs, key=lambda run: (run.start, run.run_id)):
+        found.setdefault((_study(run, experiments), run.tags[JOB]), []).append(run)
+    return found
+
+
+def _study_records(
+    store: Store,
+    experiments: Mapping[str, str],
+    runs: Sequence[StoredRun],
+    listings: Mapping[tuple[str, str], Listing],
+) -> list[RunRecord]:
+    """Every run, and every listed job that has none, as of the first sweep that lists it."""
+    keys = _factor_keys(runs)
+    attempts = _attempts(runs, experiments)
+    found = [_record(store, study, own, keys) for (study, _), own in attempts.items()]
+    seen = set(attempts)
+    for (study, sweep), listing in sorted(listings.items()):
+        for job in listing.jobs:
+            if (study, job.job_id) not in seen:
+                seen.add((study, job.job_id))
+                found.append(_listed(None, study, sweep, listing, job))
+    return found
+
+
+def _sweep_records(
+    store: Store,
+    experiments: Mapping[str, str],
+    runs: Sequence[StoredRun],
+    sweep: str,
+    listings: Mapping[tuple[str, str], Listing],
+) -> list[RunRecord]:
+    """A record a listed job, whichever sweep of the study ran it, then those of the sweep's runs
+    that are not listed: of a search that was killed, or of a store without lists."""
+    keys = _factor_keys(runs)
+    attempts = _attempts(runs, experiments)
+    found = []
+    for (study, _), listing in listings.items():
+        for job in listing.jobs:
+            own = attempts.pop((study, job.job_id), None)
+            record = _record(store, study, own, keys) if own else None
+            found.append(_listed(record, study, sweep, listing, job))
+    of_sweep = {
+        key: [r for r in own if r.tags.get(SWEEP) == sweep] for key, own in attempts.items()
+    }
+    found += [_record(store, study, own, keys) for (study, _), own in of_sweep.items() if own]
+    return found
+
+
+def _listed(
+    record: RunRecord | None, study: str, sweep: str, listing: Listing, job: ListedJob
+) -> RunRecord:
+    """A job as the sweep that lists it sees it; `record` is what was run of it."""
+    if record is None:
+        record = RunRecord(study, sweep, job.job_id, job.arm, job.baseline, job.seed, "missing")
+    known = {key: factor_text(job.factors.get(key)) for key in listing.factors if key != "seed"}
+    factors = {k: record.factors.get(k) if text is None else text for k, text in known.items()}
+    return replace(
+        record, sweep=sweep, arm=job.arm, baseline=job.baseline, seed=job.seed, factors=factors
+    )
 
 
 def _record(

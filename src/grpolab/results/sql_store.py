@@ -88,14 +88,17 @@ class SqlStore:
         )
         return {str(number): str(name) for number, name in found}
 
-    def runs(self, experiments: Sequence[str], sweep: str | None) -> list[StoredRun]:
-        """Those with a job id, of any sweep or of this one; deleted ones are left out."""
+    def runs(
+        self, experiments: Sequence[str], sweep: str | None, having: str = JOB
+    ) -> list[StoredRun]:
+        """Those with a job id (or the tag `having`), of any sweep or of this one; deleted ones are
+        left out."""
         found = self._rows(
             "select r.run_uuid, r.experiment_id, r.status, coalesce(r.start_time, 0) from runs r "
             "join tags t on t.run_uuid = r.run_uuid and t.key = ? where r.lifecycle_stage = "
             "'active' and (? is null or exists (select 1 from tags s where s.run_uuid = r.run_uuid "
             "and s.key = ? and s.value = ?))",
-            [JOB, sweep, SWEEP, sweep],
+            [having, sweep, SWEEP, sweep],
         )
         wanted = set(experiments)
         kept = [row for row in found if str(row[1]) in wanted]

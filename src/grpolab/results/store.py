@@ -50,8 +50,11 @@ class Store(Protocol):
     def experiments(self) -> dict[str, str]:
         """{id: name} of those that are not deleted."""
 
-    def runs(self, experiments: Sequence[str], sweep: str | None) -> list[StoredRun]:
-        """Those with a job id, of any sweep or of this one; deleted ones are left out."""
+    def runs(
+        self, experiments: Sequence[str], sweep: str | None, having: str = JOB
+    ) -> list[StoredRun]:
+        """Those with a job id (or the tag `having`), of any sweep or of this one; deleted ones are
+        left out."""
 
     def points(self, run: StoredRun) -> Points:
         """What it logged."""
@@ -86,9 +89,12 @@ class ClientStore:
             if not token:
                 return found
 
-    def runs(self, experiments: Sequence[str], sweep: str | None) -> list[StoredRun]:
-        """Those with a job id, of any sweep or of this one; deleted ones are left out."""
-        where = f"tags.`{JOB}` LIKE '%'"
+    def runs(
+        self, experiments: Sequence[str], sweep: str | None, having: str = JOB
+    ) -> list[StoredRun]:
+        """Those with a job id (or the tag `having`), of any sweep or of this one; deleted ones are
+        left out."""
+        where = f"tags.`{having}` LIKE '%'"
         if sweep is not None and "'" not in sweep:  # else all are asked for, and none matches
             where += f" and tags.`{SWEEP}` = '{sweep}'"
         found: list[StoredRun] = []

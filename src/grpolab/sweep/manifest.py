@@ -17,7 +17,7 @@ from grpolab.component import ConfigError, nearest
 from grpolab.config import UNHASHED, job_id
 from grpolab.sweep.compose import Job, Sweep
 from grpolab.sweep.factors import as_override, matching
-from grpolab.tracking.folder import write_atomically
+from grpolab.tracking.folder import RunFolder, write_atomically
 
 BASELINE = "baseline"
 
@@ -93,38 +93,54 @@ def manifest_path(output_dir: str, study: str, sweep_id: str) -> Path:
     return Path(output_dir) / study / "sweeps" / f"{sweep_id}.json"
 
 
-def write_manifest(
-    path: Path,
+def new_manifest(
     *,
     sweep_id: str,
     study: str,
-    parent_run_id: str | None,
     command: Sequence[str],
     factors: Sequence[str],
     jobs: Sequence[Member],
     search: Mapping[str, Any] | None = None,
-) -> None:
-    """Writes a sweep's manifest; `search` is what `grpolab.sweep.search.record` says of one."""
+) -> dict[str, Any]:
+    """A sweep's manifest, as of now and without an MLflow run.
+
+    `search` is what `grpolab.sweep.search.record` says of one.
+    """
     baseline = next((m.arm for m in jobs if m.baseline), BASELINE)
-    content = {
+    return {
         "sweep": sweep_id,
         "study": study,
         "created": datetime.now(UTC).isoformat(),
-        "parent_run_id": parent_run_id,
+        "parent_run_id": None,
         "command": shlex.join(command),
         "folder": str(Path.cwd()),
         "factors": list(factors),
         "baseline_arm": baseline,
         "jobs": [vars(m) for m in jobs],
     } | ({"search": dict(search)} if search is not None else {})
+
+
+def write_manifest(path: Path, content: Mapping[str, Any]) -> None:
+    """Puts a manifest in its place, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_parent(path: Path, run_id: str) -> None:
     """Names the sweep's MLflow run in its manifest."""
-    content = read_manifest(path) | {"parent_run_id": run_id}
-    write_atomically(path, json.dumps(content, indent=2) + "\n")
+    write_manifest(path, read_manifest(path) | {"parent_run_id": run_id})
+
+
+def reused(output_dir: str | Path, manifest: Mapping[str, Any]) -> set[str]:
+    """The manifest's jobs that another sweep of the study, or a run alone, has finished."""
+    found = set()
+    for job in manifest["jobs"]:
+        folder = RunFolder(Path(output_dir) / manifest["study"] / job["job_id"])
+        if folder.status()["state"] == "done":
+            run = folder.read_json("run.json") or {}
+            if run.get("sweep") != manifest["sweep"]:
+                found.add(str(job["job_id"]))
+    return found
 
 
 def find_manifest(output_dir: str, study: str, jobs: Sequence[Member]) -> dict[str, Any] | None:

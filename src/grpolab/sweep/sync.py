@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpolab.sweep.manifest import read_manifest, write_parent
+from grpolab.sweep.manifest import read_manifest, reused, write_parent
 from grpolab.sweep.trackers import log_artifacts, open_run
 from grpolab.tracking.folder import RunFolder, lease_is_live
+from grpolab.tracking.listing import listing_tags
 from grpolab.tracking.mlflow import Point, connect, default_uri, reopen, start_run
 
 ENDS = {"done": "FINISHED", "failed": "FAILED"}
@@ -114,18 +115,18 @@ def _parent(
 def _find_parent(path: Path, uri: str, output_dir: Path) -> str:
     manifest = read_manifest(path)
     client, experiment = connect(uri, output_dir, manifest["study"])
-    known = manifest["parent_run_id"]
-    if known and reopen(client, known):
+    known, listing = manifest["parent_run_id"], listing_tags(manifest, reused(output_dir, manifest))
+    if known and reopen(client, known, listing):
         return str(known)
     where = f"tags.`grpolab.sweep` = '{manifest['sweep']}'"
     for run in client.search_runs([experiment], where):
-        if "grpolab.job_id" not in run.data.tags:
+        if "grpolab.job_id" not in run.data.tags and reopen(client, run.info.run_id, listing):
             return str(run.info.run_id)
     made = start_run(
         client,
         experiment,
         name=f"sweep {manifest['sweep']}",
-        tags={"grpolab.study": manifest["study"], "grpolab.sweep": manifest["sweep"]},
+        tags={"grpolab.study": manifest["study"], "grpolab.sweep": manifest["sweep"], **listing},
         params={"overrides": manifest["command"], "factors": ",".join(manifest["factors"])},
     )
     write_parent(path, made)
