@@ -105,6 +105,27 @@ def test_the_store_has_what_the_folders_have(logged: tuple[Any, list[Any]], basi
         assert "eval/pass_at_2" in last
 
 
+def test_the_parent_lists_the_jobs(logged: tuple[Any, list[Any]], basic: Swept) -> None:
+    from grpolab.tracking.listing import listing_of
+
+    (manifest,) = basic.manifests()
+    listing = listing_of(logged[0].data.tags)
+    assert listing is not None
+    assert listing.created == manifest["created"]
+    assert [job.job_id for job in listing.jobs] == [job["job_id"] for job in manifest["jobs"]]
+    assert {(job.arm, job.seed) for job in listing.jobs} == ARMS
+    assert not any(job.reused for job in listing.jobs)
+
+
+def test_the_parent_has_the_analysis(logged: tuple[Any, list[Any]], basic: Swept) -> None:
+    run_id = logged[0].info.run_id
+    place = basic.out / "mlartifacts" / "clipping" / run_id / "artifacts" / "analysis"
+    names = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
+    assert names >= {"report.html", "verdicts.csv", "runs.csv", "figures/forest.png"}
+    (ours,) = basic.out.glob("analysis/*/report.html")
+    assert (place / "report.html").read_bytes() == ours.read_bytes()
+
+
 def test_manifest(basic: Swept) -> None:
     (manifest,) = basic.manifests()
     assert manifest["study"] == "clipping"

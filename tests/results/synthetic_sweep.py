@@ -142,10 +142,11 @@ def write_mlflow(
     study: str = STUDY,
     tags: dict[str, str] | None = None,
     before: list[Job] | None = None,
-) -> None:
+) -> str:
     """Log the jobs as children of a parent run; the first step is logged twice, first wrongly.
 
-    `tags`: of the parent. Jobs among `before`, and those that never started, are not logged.
+    `tags`: of the parent, whose id is returned. Jobs among `before`, and those that never started,
+    are not logged.
     """
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param, RunTag
@@ -181,3 +182,4 @@ def write_mlflow(
         for start in range(0, len(points), 1000):
             client.log_batch(run, metrics=points[start : start + 1000])
         client.set_terminated(run, "FAILED" if job.state == "failed" else "FINISHED")
+    return str(parent.info.run_id)

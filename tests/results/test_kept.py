@@ -51,6 +51,12 @@ def test_evaluations_are_exact_with_their_x(folder: Path, output_dir: Path) -> N
         assert len(one) > 60
 
 
+def test_a_filter_goes_with_it(folder: Path) -> None:
+    found = load(kept=folder, where="status == 'failed' and metric == 'eval/accuracy'")
+    assert list(found.runs["arm"]) == ["clip=none"]
+    assert set(found.history["metric"]) == {"eval/accuracy"}
+
+
 def test_other_metrics_are_thinned(folder: Path) -> None:
     history = load(kept=folder, runs=["baseline-0"]).history
     reward = history[history["metric"] == "reward/mean"]

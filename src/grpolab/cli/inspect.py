@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from grpolab.component import ConfigError, nearest
 
@@ -21,6 +23,7 @@ ANALYZE_KEYS = {
     "test": "auto (paired t, without shared seeds Welch), paired_t, sign_flip, welch, permutation",
     "figures": "figures=[forest,…] or usual; all that can be drawn",
     "dark": "true: each figure for dark pages too (false)",
+    "log": "false: the sweep's MLflow run gets none of it as artifacts (true)",
 }
 
 
@@ -31,6 +34,7 @@ def analyze(arguments: Sequence[str]) -> int:
     )
     if given is None:
         return 0
+    logged = to_be_logged(given)
     from grpolab.results import analyze as results
     from grpolab.results.frames import ResultsError
 
@@ -39,7 +43,34 @@ def analyze(arguments: Sequence[str]) -> int:
     except ResultsError as error:
         raise ConfigError(str(error)) from error
     print(results.summary(made))
+    if logged:
+        log_files(made.files(), made.runs, given)
     return 0
+
+
+def to_be_logged(given: dict[str, str]) -> bool:
+    """Takes `log` out of a command's keys: whether what it writes is the analysis of a whole sweep,
+    and is wanted in MLflow."""
+    from grpolab.cli.status import is_true
+
+    wanted = is_true("log", given.pop("log", "true"))
+    return wanted and "sweep" in given and not given.keys() & {"where", "kept"}
+
+
+def log_files(files: Mapping[str, Path], runs: Any, given: Mapping[str, str]) -> None:
+    """Adds them to the MLflow run of the sweep that `runs` are of; says so where it cannot."""
+    from grpolab.results.artifacts import log_analysis
+
+    row = runs.iloc[0]
+    problem = log_analysis(
+        files,
+        output_dir=given.get("output_dir", "outputs"),
+        study=str(row["study"]),
+        sweep=str(row["sweep"]),
+        uri=given.get("uri"),
+    )
+    if problem:
+        print(problem, file=sys.stderr)
 
 
 def of_results(

@@ -17,27 +17,31 @@ KEYS = {
     "equivalence": "differences below this count as none (not tested)",
     "figures": "names, usual, or all (the default)",
     "where": "only these runs: status == 'done' and factor.clip in ['ppo', 'cispo']",
+    "log": "false: the sweep's MLflow run does not get it as an artifact (true)",
     "open": "true: shows it in a browser (false)",
 }
 
 
 def report(arguments: Sequence[str]) -> int:
     """Writes the page and says where it is."""
-    from grpolab.cli.inspect import of_results
+    from grpolab.cli.inspect import log_files, of_results, to_be_logged
     from grpolab.cli.status import is_true
 
     given = of_results("report", "one HTML page of a sweep", arguments, KEYS)
     if given is None:
         return 0
     shown = is_true("open", given.pop("open", "false"))
+    logged = to_be_logged(given)
     from grpolab.results.frames import ResultsError
-    from grpolab.results.report import report as write
+    from grpolab.results.report.page import written
 
     try:
-        path = write(**given)
+        path, results = written(**given)
     except ResultsError as error:
         raise ConfigError(str(error)) from error
     print(path)
+    if logged:
+        log_files({"report.html": path}, results.runs, given)
     if shown:
         import webbrowser
 

@@ -100,7 +100,7 @@ def _run_sweep(command: Command, sweep: Sweep, run: Run, arms: list[Member], lau
     finally:
         if parent:
             _end_parent(*parent, finished)
-    return _report(folders, run, sweep_id=sweep_id)
+    return _report(folders, run, sweep_id=sweep_id, parent=parent)
 
 
 @dataclass(frozen=True)
@@ -270,6 +270,7 @@ def _report(
     run: Run,
     *,
     sweep_id: str | None = None,
+    parent: tuple[Any, str] | None = None,
     state_of_one: str | None = None,
 ) -> int:
     """The closing summary; 1 if a run did not finish."""
@@ -285,7 +286,7 @@ def _report(
         if status["state"] != "done":
             print(f"  {status['state']}: {folder.path}: {status['reason'] or state_of_one}")
     if sweep_id is not None and done:
-        _draw(run, sweep_id)
+        _draw(run, sweep_id, parent)
     elif done:
         final = folders[0].metrics()[-1][1]
         print(f"  held-out accuracy {final.get('eval/accuracy', float('nan')):.2f}, "
@@ -308,7 +309,8 @@ def closing_report(name: str) -> Any:
         ) from error
 
 
-def _draw(run: Run, sweep_id: str) -> None:
+def _draw(run: Run, sweep_id: str, parent: tuple[Any, str] | None) -> None:
+    """The analysis of a sweep that has ended, in its folder and at its MLflow run."""
     from grpolab.results.analyze import analyze, summary
 
     made = analyze(output_dir=run.output_dir, sweep=sweep_id, study=run.study, figures="usual")
@@ -316,3 +318,23 @@ def _draw(run: Run, sweep_id: str) -> None:
     print(f"  figure: {made.out / 'figures' / 'learning_curves.png'}")
     where = "" if run.output_dir == "outputs" else f" output_dir={shlex.quote(run.output_dir)}"
     print(f"  one page with all of it: grpolab report sweep={sweep_id}{where}")
+    if parent:
+        _log_analysis(run, sweep_id, parent, made)
+
+
+def _log_analysis(run: Run, sweep_id: str, parent: tuple[Any, str], made: Any) -> None:
+    from grpolab.results.artifacts import log_analysis
+    from grpolab.results.report.page import page_of
+    from grpolab.sweep.preflight import tracking_uri
+
+    files = made.files()
+    try:
+        files["report.html"] = page_of(made, run.output_dir)
+    except Exception as error:  # the sweep has ended well, whatever becomes of its page
+        print(f"{made.out / 'report.html'} could not be written ({error}).", file=sys.stderr)
+    problem = log_analysis(
+        files, output_dir=run.output_dir, study=run.study, sweep=sweep_id, uri=tracking_uri(run),
+        parent=parent,
+    )  # fmt: skip
+    if problem:
+        print(problem, file=sys.stderr)

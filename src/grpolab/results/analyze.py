@@ -53,6 +53,13 @@ class AnalyzeOutput:
     verdicts: pd.DataFrame
     arms: pd.DataFrame
     runs: pd.DataFrame
+    source: drawing.Source
+    drawn: dict[str, drawing.Drawn]
+
+    def files(self) -> dict[str, Path]:
+        """{name below `out`, with slashes: path} of all that was written."""
+        paths = (self.verdicts_csv, self.runs_csv, *self.tables, *self.figures)
+        return {path.relative_to(self.out).as_posix(): path for path in paths}
 
 
 def analyze(
@@ -109,6 +116,8 @@ def analyze(
         verdicts=judged,
         arms=arms,
         runs=runs,
+        source=source,
+        drawn=drawn,
     )
 
 

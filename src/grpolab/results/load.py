@@ -39,8 +39,10 @@ def load(
     """The runs of a sweep (`latest`: the newest), of a study, or of everything logged.
 
     With `uri` the runs come from that MLflow store, else from the files under `output_dir`; both
-    give the same frames. From files a sweep's runs are those its manifest lists, wherever in the
-    study they were run, and a listed job that never started is a row with status `missing`.
+    give the same frames. A sweep's runs are those its manifest lists, wherever in the study they
+    were run, and a listed job that never started is a row with status `missing`; `latest` is the
+    sweep that was asked for last. (A store knows the manifest from the sweep's own run; of one
+    without it the runs count that carry the sweep's tag, and `latest` is that of the newest.)
     Numbers that were read before come from a cache, where their run has not changed since.
 
     Args:
@@ -61,9 +63,9 @@ def load(
         records = _chosen(ordered(found), runs)
         frame = runs_frame(records)
         if condition is not None:
-            kept = condition.of_runs(frame)
-            records = [record for record, keep in zip(records, kept, strict=True) if keep]
-            frame = frame[kept].reset_index(drop=True)
+            meant = condition.of_runs(frame)
+            records = [record for record, keep in zip(records, meant, strict=True) if keep]
+            frame = frame[meant].reset_index(drop=True)
         source = uri if uri is not None else Path(kept or output_dir).resolve()
         points = _points(records, workers, cache.path_of(source, sweep, study, runs, where))
     history = history_frame(records, points)

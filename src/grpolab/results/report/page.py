@@ -15,7 +15,7 @@ import pandas as pd
 
 from grpolab.results import figures as drawing
 from grpolab.results import style
-from grpolab.results.analyze import default_out
+from grpolab.results.analyze import AnalyzeOutput, default_out
 from grpolab.results.frames import Results
 from grpolab.results.load import load
 from grpolab.results.report import content
@@ -40,7 +40,7 @@ class Picture(NamedTuple):
     caption: str
 
 
-def report(
+def written(
     *,
     output_dir: str | Path = "outputs",
     sweep: str | None = None,
@@ -52,8 +52,10 @@ def report(
     figures: str = "all",
     where: str | None = None,
     kept: str | Path | None = None,
-) -> Path:
-    """Write the page; its path. Default: `<output_dir>/analysis/<sweep or study>/report.html`.
+) -> tuple[Path, Results]:
+    """Write the page; its path, and what it is about.
+
+    Default: `<output_dir>/analysis/<sweep or study>/report.html`.
 
     `out` is the file (.html) or a folder for report.html. Configs, samples and provenance come
     from the run folders under `output_dir`; where they lie elsewhere the page says so. Raises
@@ -64,22 +66,40 @@ def report(
     results = load(output_dir=output_dir, sweep=sweep, study=study, uri=uri, where=where, kept=kept)
     check_one_study(results)
     check_metric(results, metric)
-    page = render(results, metric, Path(output_dir), margin, figures)
+    judged = verdicts(results, metric, margin)
+    source = drawing.Source(results, metric, judged)
+    page = render(source, *drawing.draw(source, figures), Path(output_dir))
     path = Path(out) if out is not None else default_out(output_dir, results, sweep, study)
     if path.suffix.lower() not in (".html", ".htm"):
         path = path / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, page)
-    return path
+    return path, results
+
+
+def report(**given: Any) -> Path:
+    """Write the page; its path. See `written` for what may be given."""
+    return written(**given)[0]
+
+
+def page_of(made: AnalyzeOutput, output_dir: str | Path) -> Path:
+    """The page of an analysis, with its figures, beside its files; its path."""
+    page = render(made.source, made.drawn, made.left_out, Path(output_dir))
+    write_atomically(made.out / "report.html", page)
+    return made.out / "report.html"
 
 
 def render(
-    results: Results, metric: str, output_dir: Path, equivalence: float | None, figures: str
+    source: drawing.Source,
+    drawn: dict[str, drawing.Drawn],
+    left_out: dict[str, str],
+    output_dir: Path,
 ) -> str:
     """The page's text, ready for UTF-8. Whatever a model, a user or an error wrote is escaped."""
-    judged = verdicts(results, metric, equivalence)
+    results, metric = source.results, source.metric
+    judged = source.verdicts[source.verdicts["metric"] == metric]
+    judged.attrs = source.verdicts.attrs
     places = content.folders(output_dir, results.runs)
-    drawn, left_out = drawing.draw(drawing.Source(results, metric, judged), figures)
     runs = run_values(results, metric)
     text = _template().render(
         study=str(results.runs["study"].iloc[0]),
