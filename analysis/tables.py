@@ -7,11 +7,14 @@ python analysis/tables.py sweep=latest output_dir=outputs out=DIR [metric=… st
 import sys
 from dataclasses import asdict
 
+import pandas as pd
+
 from grpolab.results.analyze import script_input, write_tables
 from grpolab.results.summary import arm_table
 from grpolab.results.tables import write_verdicts
 from grpolab.results.verdicts import verdicts
 
 given = script_input(sys.argv[1:])
-write_tables(arm_table(given.results, given.metric), given.out)
-write_verdicts(verdicts(given.results, given.metric, **asdict(given.rules)), given.out)
+arms = pd.concat([arm_table(given.results, metric) for metric in given.metrics], ignore_index=True)
+write_tables(arms, given.out)
+write_verdicts(verdicts(given.results, given.metrics, **asdict(given.rules)), given.out)

@@ -72,9 +72,38 @@ def test_nothing_is_written_for_a_bad_request(output_dir: Path, tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
+def test_several_metrics_are_one_family(output_dir: Path, tmp_path: Path) -> None:
+    one = analyze(output_dir=output_dir, sweep="first", out=tmp_path / "one", figures="forest")
+    both = analyze(
+        output_dir=output_dir, sweep="first", out=tmp_path / "both",
+        metric="[eval/accuracy, reward/mean]", figures="[forest,learning_curves]",
+    )  # fmt: skip
+    names = {path.stem for path in both.figures if path.suffix == ".png"}
+    assert names == {"forest", "forest_reward_mean", "learning_curves"}
+    assert both.verdicts["metric"].tolist() == ["eval/accuracy"] * 2 + ["reward/mean"] * 2
+    # Holm over twice as many comparisons; NaN where an arm has one run
+    twice = both.verdicts["p_corrected"][:2] >= one.verdicts["p_corrected"]
+    assert (twice | one.verdicts["p_corrected"].isna()).all()
+    assert both.runs["metric"].value_counts().to_dict() == {"eval/accuracy": 6, "reward/mean": 6}
+    assert both.arms["metric"].tolist() == ["eval/accuracy"] * 3 + ["reward/mean"] * 3
+    assert both.tables[1].read_text().count("| study | arm |") == 2
+    assert summary(both).startswith("6 runs (5 done, 1 failed)\n")
+
+
+def test_a_filter_has_a_folder_of_its_own(output_dir: Path) -> None:
+    where = "factor.clip in ['ppo', 'none']"
+    found = analyze(output_dir=output_dir, sweep="first", where=where, figures="forest")
+    assert found.out == output_dir / "analysis" / "first_where_factor.clip_in_ppo_none"
+    assert found.verdicts["arm"].tolist() == ["clip=none"]
+    with pytest.raises(ResultsError, match=r"^metric=eval/accuracy: there is no run"):
+        analyze(output_dir=output_dir, sweep="first", where="seed == 7", figures="forest")
+    with pytest.raises(ResultsError, match=r"^where=.*nearest: seed"):
+        script_input([f"output_dir={output_dir}", "sweep=first", "where=sed == 1"])
+
+
 def test_arguments_of_scripts(output_dir: Path) -> None:
     given = script_input([f"output_dir={output_dir}", "sweep=null", "study=kl", "out=d"])
-    assert (given.metric, given.out) == ("eval/accuracy", Path("d"))
+    assert (given.metrics, given.out) == (["eval/accuracy"], Path("d"))
     assert set(given.results.runs["study"]) == {"kl"}
     with pytest.raises(ResultsError, match=r"^sweeep=a: .*nearest: sweep$"):
         script_input(["sweeep=a"])

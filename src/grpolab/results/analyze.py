@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ _SCRIPT_DEFAULTS: dict[str, str | None] = {
     "study": None,
     "uri": None,
     "kept": None,
+    "where": None,
     "output_dir": "outputs",
     "metric": "eval/accuracy",
     "out": "figures",
@@ -68,8 +70,9 @@ def analyze(
     sweep: str | None = None,
     study: str | None = None,
     uri: str | None = None,
+    where: str | None = None,
     out: str | Path | None = None,
-    metric: str = "eval/accuracy",
+    metric: str | Sequence[str] = "eval/accuracy",
     equivalence: float | str | None = None,
     correction: str = "holm",
     alpha: float | str = 0.05,
@@ -80,23 +83,27 @@ def analyze(
 ) -> AnalyzeOutput:
     """Load the runs (see `load`) and write their analysis under `out`.
 
-    Default `out`: `<output_dir>/analysis/<sweep or study>`. `equivalence`, `correction`, `alpha`
-    and `test` are the verdicts' (numbers may be text). `figures`: names of FIGURES, `usual`, or all
-    that have something to show; `dark`: their variants for dark pages too. Nothing is written if
-    the results, the metric or a figure asked for do not exist or one of these is not allowed
-    (ResultsError).
+    Default `out`: see `default_out`. `metric`: one, or several (`[eval/accuracy,length/mean]`),
+    which are one family to the correction; figures show the first, and what shows a metric is drawn
+    for each. `where`: a filter of runs and numbers (see `load`). `equivalence`, `correction`,
+    `alpha` and `test` are the verdicts' (numbers may be text). `figures`: names of FIGURES,
+    `usual`, or all that have something to show; `dark`: their variants for dark pages too. Nothing
+    is written if the results, a metric or a figure asked for do not exist or one of these is not
+    allowed (ResultsError).
     """
     rules = Rules.of(alpha, correction, test, equivalence)
     drawing.chosen(figures)  # a wrong name is refused before the runs are read
+    metrics = drawing.listed(metric)
     both = drawing.truth("dark", dark)
-    results = load(output_dir=output_dir, sweep=sweep, study=study, uri=uri, kept=kept)
+    results = load(output_dir=output_dir, sweep=sweep, study=study, uri=uri, where=where, kept=kept)
     check_one_study(results)
-    check_metric(results, metric)
-    folder = Path(out) if out is not None else default_out(output_dir, results, sweep, study)
-    judged = verdicts(results, metric, rules.equivalence, rules.alpha, correction, test)
-    arms = arm_table(results, metric)
-    runs = run_values(results, metric)
-    source = drawing.Source(results, metric, judged)
+    for name in metrics:
+        check_metric(results, name)
+    folder = Path(out) if out is not None else default_out(output_dir, results, sweep, study, where)
+    judged = verdicts(results, metrics, rules.equivalence, rules.alpha, correction, test)
+    arms = pd.concat([arm_table(results, name) for name in metrics], ignore_index=True)
+    runs = pd.concat([run_values(results, name) for name in metrics], ignore_index=True)
+    source = drawing.Source(results, metrics[0], judged, tuple(metrics[1:]))
     drawn, left_out = drawing.draw(source, figures)
     with staged(folder) as scratch:
         judged.to_csv(scratch / "verdicts.csv", index=False)
@@ -122,13 +129,22 @@ def analyze(
 
 
 def default_out(
-    output_dir: str | Path, results: Results, sweep: str | None, study: str | None
+    output_dir: str | Path,
+    results: Results,
+    sweep: str | None,
+    study: str | None,
+    where: str | None = None,
 ) -> Path:
-    """`<output_dir>/analysis/<sweep or study>`, `latest` under the name of its sweep."""
+    """`<output_dir>/analysis/<sweep or study>`, `latest` under the name of its sweep.
+
+    What a filter chose is no analysis of the whole: its words go into the name.
+    """
     name = study or str(results.runs["study"].iloc[0])
     if sweep is not None:
         name = str(results.runs["sweep"].iloc[0])
-    return Path(output_dir) / "analysis" / name
+    if where is not None:
+        name += " where " + re.sub(r"[^0-9A-Za-z.=<>!_-]+", " ", where).strip()
+    return Path(output_dir) / "analysis" / name.replace(" ", "_")[:150]
 
 
 def write_tables(arms: pd.DataFrame, folder: Path) -> tuple[Path, ...]:
@@ -140,7 +156,11 @@ def write_tables(arms: pd.DataFrame, folder: Path) -> tuple[Path, ...]:
 
 
 def arms_markdown(arms: pd.DataFrame) -> str:
-    """The table of arms as Markdown; the interval is Student-t 95 % over seeds."""
+    """The table of arms as Markdown, one a metric; the interval is Student-t 95 % over seeds."""
+    return "\n".join(_arms_of_metric(own) for _, own in arms.groupby("metric", sort=False))
+
+
+def _arms_of_metric(arms: pd.DataFrame) -> str:
     head = ["study", "arm", "n", "start", "final", "95 % interval", "rise"]
     rows = [
         [
@@ -156,16 +176,17 @@ def arms_markdown(arms: pd.DataFrame) -> str:
     ]
     lines = [head, ["---"] * 2 + ["---:"] * 5, *rows]
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-    metric = arms["metric"].iloc[0] if len(arms) else ""
+    metric = arms["metric"].iloc[0]
     note = "mean of the last 10 % of evaluations, Student-t interval over n seeds"
     return f"{table}\n\n{metric}: final = {note}; rise = final - first evaluation.\n"
 
 
 def summary(output: AnalyzeOutput) -> str:
     """A few lines for the terminal: runs, each arm's verdict in words, where it went."""
-    states = output.runs["status"].value_counts().sort_index()
+    runs = output.source.results.runs
+    states = runs["status"].value_counts().sort_index()
     counted = ", ".join(f"{count} {state}" for state, count in states.items())
-    lines = [f"{len(output.runs)} runs ({counted})"]
+    lines = [f"{len(runs)} runs ({counted})"]
     lines += [f"  {line}" for line in in_words(output.verdicts)]
     if output.verdicts.empty:
         lines.append("  no verdicts: no arm to compare with a baseline")
@@ -179,15 +200,15 @@ class ScriptInput:
     """What a script of `analysis/` works on."""
 
     results: Results
-    metric: str
+    metrics: list[str]
     out: Path
     dark: bool
     rules: Rules
 
 
 def script_input(argv: Sequence[str]) -> ScriptInput:
-    """`key=value` arguments: sweep (latest), study, uri, output_dir, metric, out (figures), dark,
-    and the verdicts' rules equivalence, correction, alpha, test.
+    """`key=value` arguments: sweep (latest), study, uri, kept, output_dir, where, metric, out
+    (figures), dark, and the verdicts' rules equivalence, correction, alpha, test.
 
     Values stay text (a sweep called 1e5 is no number). ResultsError for any other key.
     """
@@ -205,10 +226,14 @@ def script_input(argv: Sequence[str]) -> ScriptInput:
         sweep=None if newest else given["sweep"],
         study=given["study"],
         uri=given["uri"],
+        where=given["where"],
         kept=given["kept"],
     )
+    metrics = drawing.listed(text["metric"])
+    for name in metrics:
+        check_metric(results, name)
     dark = drawing.truth("dark", text["dark"])
-    return ScriptInput(results, text["metric"], Path(text["out"]), dark, rules)
+    return ScriptInput(results, metrics, Path(text["out"]), dark, rules)
 
 
 def draw_script(name: str, argv: Sequence[str]) -> int:
@@ -216,8 +241,9 @@ def draw_script(name: str, argv: Sequence[str]) -> int:
     try:
         given = script_input(argv)
         check_one_study(given.results)
-        judged = verdicts(given.results, given.metric, **asdict(given.rules))
-        drawn, _ = drawing.draw(drawing.Source(given.results, given.metric, judged), [name])
+        judged = verdicts(given.results, given.metrics, **asdict(given.rules))
+        first, *more = given.metrics
+        drawn, _ = drawing.draw(drawing.Source(given.results, first, judged, tuple(more)), [name])
     except ResultsError as error:
         print(error, file=sys.stderr)
         return 2

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from grpolab.results import statistics
-from grpolab.results.frames import Results, refuse
+from grpolab.results.frames import Results, ResultsError, refuse
 
 ARM_COLUMNS = (
     "study", "metric", "arm", "baseline", "runs", "done", "n", "start", "final", "low", "high",
@@ -22,7 +22,9 @@ LEVEL = 0.95
 
 
 def check_metric(results: Results, metric: str) -> None:
-    """Raise ResultsError if no run logged `metric`."""
+    """Raise ResultsError if no run logged `metric`, or there is no run."""
+    if results.runs.empty:
+        raise ResultsError(f"metric={metric}: there is no run that could have logged it")
     logged = sorted(results.history["metric"].unique())
     if metric not in logged:
         raise refuse("metric", metric, "no run logged it", logged)

@@ -14,6 +14,7 @@ from grpolab.results.figures.registry import (
     chosen,
     curve_metrics,
     draw,
+    listed,
     save,
     truth,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "forest",
     "learning_curves",
     "learning_curves_caption",
+    "listed",
     "save",
     "smoothing",
     "truth",

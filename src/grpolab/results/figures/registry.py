@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -26,25 +27,30 @@ CURVE_METRICS = ("reward/mean", "eval/accuracy", "eval/pass@1")
 
 @dataclass(frozen=True)
 class Source:
-    """What a figure is drawn from: the runs, the metric compared, its verdicts."""
+    """What a figure is drawn from: the runs, the metric compared, its verdicts.
+
+    `more`: further metrics that are compared; what shows one metric is drawn for each.
+    """
 
     results: Results
     metric: str
     verdicts: pd.DataFrame
+    more: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A figure: how it is drawn from a source, and what it shows."""
+    """A figure: how it is drawn from a source, what it shows, and whether that is the metric."""
 
     draw: Callable[[Source], Drawn]
     about: str
+    of_metric: bool = False
 
 
-def curve_metrics(results: Results, metric: str) -> list[str]:
-    """The rows of the learning curves: the usual metrics that were logged, and `metric`."""
+def curve_metrics(results: Results, *metrics: str) -> list[str]:
+    """The rows of the learning curves: the usual metrics that were logged, and `metrics`."""
     logged = set(results.history["metric"])
-    return [name for name in dict.fromkeys([*CURVE_METRICS, metric]) if name in logged]
+    return [name for name in dict.fromkeys([*CURVE_METRICS, *metrics]) if name in logged]
 
 
 def _forest(source: Source) -> Drawn:
@@ -53,9 +59,9 @@ def _forest(source: Source) -> Drawn:
 
 
 def _learning_curves(source: Source) -> Drawn:
-    metrics = curve_metrics(source.results, source.metric)
+    metrics = curve_metrics(source.results, source.metric, *source.more)
     if not metrics:
-        listed = " or ".join(dict.fromkeys([*CURVE_METRICS, source.metric]))
+        listed = " or ".join(dict.fromkeys([*CURVE_METRICS, source.metric, *source.more]))
         raise NothingToDrawError(f"figures=learning_curves: no run logged {listed}")
     return Drawn(
         learning_curves(source.results, metrics), learning_curves_caption(source.results, metrics)
@@ -70,35 +76,48 @@ def _final_comparison(source: Source) -> Drawn:
 
 
 FIGURES: dict[str, Entry] = {
-    "forest": Entry(_forest, "Δ against the baseline, verdicts"),
+    "forest": Entry(_forest, "Δ against the baseline, verdicts", True),
     "learning_curves": Entry(_learning_curves, "metrics against step, tokens and wall time"),
-    "final_comparison": Entry(_final_comparison, "final value of each arm"),
+    "final_comparison": Entry(_final_comparison, "final value of each arm", True),
     "clip_shares": Entry(lambda s: clip_shares(s.results), "tokens whose gradient a clip changed"),
     "ratios": Entry(lambda s: ratios(s.results), "spread and maximum of the ratio, its ESS"),
     "entropy": Entry(lambda s: entropy(s.results), "entropy, and reward against entropy"),
     "kl_estimators": Entry(lambda s: kl_estimators(s.results), "k1, k2 and k3 on one axis"),
-    "kl_frontier": Entry(lambda s: kl_frontier(s.results, s.metric), "final value against √KL"),
-    "lengths": Entry(lambda s: lengths(s.results), "completion lengths and truncation"),
-    "sensitivity": Entry(lambda s: sensitivity(s.results, s.metric), "a swept number's effect"),
-    "step_time": Entry(lambda s: step_time(s.results), "seconds of a step by phase"),
-    "factorial": Entry(lambda s: factorial(s.results, s.metric), "two crossed factors"),
-    "performance_profile": Entry(
-        lambda s: performance_profile(s.results, s.metric), "share of runs above each score"
+    "kl_frontier": Entry(
+        lambda s: kl_frontier(s.results, s.metric), "final value against √KL", True
     ),
-    "ladder": Entry(lambda s: ladder(s.results, s.metric), "changes added one after the other"),
-    "threshold": Entry(lambda s: threshold(s.results, s.metric), "tokens and time to a level"),
+    "lengths": Entry(lambda s: lengths(s.results), "completion lengths and truncation"),
+    "sensitivity": Entry(
+        lambda s: sensitivity(s.results, s.metric), "a swept number's effect", True
+    ),
+    "step_time": Entry(lambda s: step_time(s.results), "seconds of a step by phase"),
+    "factorial": Entry(lambda s: factorial(s.results, s.metric), "two crossed factors", True),
+    "performance_profile": Entry(
+        lambda s: performance_profile(s.results, s.metric), "share of runs above each score", True
+    ),
+    "ladder": Entry(
+        lambda s: ladder(s.results, s.metric), "changes added one after the other", True
+    ),
+    "threshold": Entry(
+        lambda s: threshold(s.results, s.metric), "tokens and time to a level", True
+    ),
     "pass_at_k": Entry(lambda s: pass_at_k(s.results), "final pass@k against k"),
 }
 
 
+def listed(names: str | Sequence[str]) -> list[str]:
+    """Names from `[forest,kl]`, `forest,kl` or a list, each once."""
+    found = names.strip("[] ").split(",") if isinstance(names, str) else names
+    return list(dict.fromkeys(name.strip().strip("'\"") for name in found))
+
+
 def chosen(names: str | Sequence[str]) -> tuple[list[str], bool]:
-    """Figure names from `[forest,kl]`, `forest,kl` or a list, and whether each was asked for.
+    """Figure names (see `listed`), and whether each was asked for.
 
     `all` and `usual` (those drawn when a sweep ends) ask for none by name. Raises ResultsError for
     a name that is not registered.
     """
-    listed = names.strip("[] ").split(",") if isinstance(names, str) else names
-    wanted = [name.strip().strip("'\"") for name in listed]
+    wanted = listed(names)
     if wanted == ["all"]:
         return list(FIGURES), False
     if wanted == ["usual"]:
@@ -106,7 +125,7 @@ def chosen(names: str | Sequence[str]) -> tuple[list[str], bool]:
     for name in wanted:
         if name not in FIGURES:
             raise refuse("figures", name, "no such figure", list(FIGURES))
-    return list(dict.fromkeys(wanted)), True
+    return wanted, True
 
 
 def draw(
@@ -114,18 +133,23 @@ def draw(
 ) -> tuple[dict[str, Drawn], dict[str, str]]:
     """The figures of those names (see `chosen`), and why others could not be drawn.
 
+    Of the metrics after the first, a figure bears the metric in its name: forest_length_mean.
     A figure asked for by name that has nothing to show raises NothingToDrawError; otherwise it is
     left out, with its sentence.
     """
     wanted, asked = chosen(names)
     drawn, left_out = {}, {}
     for name in wanted:
-        try:
-            drawn[name] = FIGURES[name].draw(source)
-        except NothingToDrawError as error:
-            if asked:
-                raise
-            left_out[name] = str(error)
+        entry = FIGURES[name]
+        for metric in (source.metric, *(source.more if entry.of_metric else ())):
+            first = metric == source.metric
+            key = name if first else f"{name}_{re.sub(r'[^0-9A-Za-z@]+', '_', metric)}"
+            try:
+                drawn[key] = entry.draw(source if first else replace(source, metric=metric))
+            except NothingToDrawError as error:
+                if asked:
+                    raise
+                left_out[key] = str(error)
     return drawn, left_out
 
 

@@ -69,7 +69,7 @@ def written(
     judged = verdicts(results, metric, margin)
     source = drawing.Source(results, metric, judged)
     page = render(source, *drawing.draw(source, figures), Path(output_dir))
-    path = Path(out) if out is not None else default_out(output_dir, results, sweep, study)
+    path = Path(out) if out is not None else default_out(output_dir, results, sweep, study, where)
     if path.suffix.lower() not in (".html", ".htm"):
         path = path / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
