@@ -48,20 +48,31 @@ def test_latex(table: pd.DataFrame) -> None:
     text = verdicts_latex(table)
     rows = [line.strip() for line in text.splitlines() if line.endswith(r"\\")]
     assert rows[1] == (
-        r"eval/pass@8 & clip=a\_b & 8 & 0.610 & \bfseries +0.110 & [+0.050, +0.170] & $<$.001 "
-        r"& better \\"
+        r"clip=\allowbreak{}a\_\allowbreak{}b & 8 & 0.610 & \bfseries +0.110 & [+0.050, +0.170] & "
+        r"$<$.001 & better \\"
     )
     assert text.count(r"\bfseries") == 1
     assert "[$-$0.050, +0.430]" in rows[2]
     # an S column takes what is no number only in braces
     assert rows[3].count("{--}") == 2
-    assert {row.count(" & ") for row in rows} == {7}
+    assert {row.count(" & ") for row in rows} == {6}
     for command in ("toprule", "midrule", "bottomrule"):
         assert text.count(rf"\{command}") == 1
     assert text.count("{") == text.count("}")
     caption = re.search(r"\\caption\{(.*)\}", text)
     assert caption
+    assert caption[1].startswith("eval/pass@8. Final values")
     assert r"10 \% of evaluations" in caption[1]
+
+
+def test_several_metrics_head_their_rows(table: pd.DataFrame) -> None:
+    text = verdicts_latex(pd.concat([table, table.assign(metric="length/mean")]))
+    heads = [line.strip() for line in text.splitlines() if "multicolumn" in line]
+    assert heads == [
+        rf"\multicolumn{{7}}{{@{{}}l}}{{{metric}}} \\" for metric in ("eval/pass@8", "length/mean")
+    ]
+    assert text.count(r"\midrule") == 2
+    assert text.count("clip=") == 7  # six rows, and the caption's arm that failed, once
 
 
 def test_special_characters() -> None:
@@ -91,13 +102,22 @@ def test_files(table: pd.DataFrame, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(read, table)
 
 
+LONG = "advantage=leave_one_out,aggregation=seq_mean_token_sum_norm,clip=two_sided,clip.high=0.28"
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
-def test_latex_compiles(table: pd.DataFrame, tmp_path: Path) -> None:
-    verdicts = verdicts_latex(table)
+@pytest.mark.parametrize("page", ["article", "twocolumn"])
+def test_latex_compiles_within_the_page(page: str, table: pd.DataFrame, tmp_path: Path) -> None:
+    long = table.assign(arm=[LONG, LONG + ",kl=k3", "clip=d"], metric="length/mean")
+    verdicts = verdicts_latex(pd.concat([table, long]))
+    if page == "twocolumn":
+        verdicts = verdicts.replace("{table}", "{table*}")
+    options = "[twocolumn]" if page == "twocolumn" else ""
     preamble = verdicts.splitlines()[0].removeprefix("% ")
-    page = rf"\documentclass{{article}}{preamble}\begin{{document}}" + "\n" + verdicts
-    (tmp_path / "page.tex").write_text(page + r"\end{document}" + "\n", encoding="utf-8")
+    text = rf"\documentclass{options}{{article}}{preamble}\begin{{document}}" + "\n" + verdicts
+    (tmp_path / "page.tex").write_text(text + r"\end{document}" + "\n", encoding="utf-8")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert (tmp_path / "page.pdf").stat().st_size > 1000
+    assert "Overfull" not in done.stdout

@@ -24,7 +24,7 @@ LEVEL = 0.95
 def check_metric(results: Results, metric: str) -> None:
     """Raise ResultsError if no run logged `metric`, or there is no run."""
     if results.runs.empty:
-        raise ResultsError(f"metric={metric}: there is no run that could have logged it")
+        raise ResultsError(f"metric={metric}: no run logged it, since there are no runs")
     logged = sorted(results.history["metric"].unique())
     if metric not in logged:
         raise refuse("metric", metric, "no run logged it", logged)

@@ -7,6 +7,7 @@ each table stands what its numbers are: n, interval, test and correction.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pandas as pd
 
 from grpolab.tracking.folder import write_atomically
 
-PREAMBLE = r"% \usepackage{booktabs, siunitx}  \sisetup{detect-weight, mode=text}"
+PREAMBLE = r"% \usepackage{array, booktabs, siunitx, tabularx}"
 _ESCAPES = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -61,40 +62,63 @@ def verdicts_markdown(verdicts: pd.DataFrame, digits: int = 3) -> str:
 
 
 def verdicts_latex(verdicts: pd.DataFrame, digits: int = 3) -> str:
-    """A `table` environment with S columns; needs booktabs and siunitx (the first line says so)."""
+    """A `table` environment as wide as the text, whose arms break into lines.
+
+    Needs booktabs, siunitx and tabularx (the first line says so). Metrics, if several, head their
+    rows; one alone is named in the caption.
+    """
     number, signed = f"S[table-format=1.{digits}]", f"S[table-format=+1.{digits}]"
+    metrics = list(dict.fromkeys(map(str, verdicts["metric"])))
     lines = [
         PREAMBLE,
         r"\begin{table}",
         r"  \centering",
-        rf"  \begin{{tabular}}{{ll r {number} {signed} c r l}}",
+        r"  \sisetup{detect-weight, mode=text}",
+        r"  \footnotesize",
+        r"  \setlength{\tabcolsep}{3pt}",
+        rf"  \begin{{tabularx}}{{\textwidth}}{{@{{}}{_ARM} r {number} {signed} c r l@{{}}}}",
         r"    \toprule",
-        r"    {metric} & {arm} & {$n$} & {mean} & {difference} & {interval} & {$p$} & {verdict} \\",
-        r"    \midrule",
+        r"    arm & $n$ & {mean} & {difference} & interval & $p$ & verdict \\",
     ]
-    for row in _rows(verdicts):
-        delta = _tex_number(row["delta"], digits, signed=True)
-        cells = [
-            latex(str(row["metric"])),
-            latex(_arm(row, verdicts)),
-            str(row["n"]),
-            _tex_number(row["mean"], digits),
-            rf"\bfseries {delta}" if significant(row) else delta,
-            latex(_span(row, digits)).replace("[-", "[$-$").replace(", -", ", $-$"),
-            latex(_p(row["p_corrected"])).replace(r"\textless{}", "$<$"),
-            str(row["verdict"]),
-        ]
-        lines.append("    " + " & ".join(cells) + r" \\")
+    for metric in metrics:
+        lines.append(r"    \midrule")
+        if len(metrics) > 1:
+            lines.append(rf"    \multicolumn{{7}}{{@{{}}l}}{{{latex(metric)}}} \\")
+        own = verdicts[verdicts["metric"] == metric]
+        lines += ["    " + " & ".join(_cells(row, own, digits)) + r" \\" for row in _rows(own)]
+    about = f"{latex(metrics[0])}. " if len(metrics) == 1 else ""
     return "\n".join(
         [
             *lines,
             r"    \bottomrule",
-            r"  \end{tabular}",
-            rf"  \caption{{{latex(note(verdicts))}}}",
+            r"  \end{tabularx}",
+            rf"  \caption{{{about}{latex(note(verdicts))}}}",
             r"\end{table}",
             "",
         ]
     )
+
+
+_ARM = r">{\raggedright\arraybackslash\hangindent=1em}X"
+
+
+def _cells(row: Mapping[Any, Any], verdicts: pd.DataFrame, digits: int) -> list[str]:
+    """A row of the LaTeX table."""
+    delta = _tex_number(row["delta"], digits, signed=True)
+    return [
+        _breakable(latex(_arm(row, verdicts))),
+        str(row["n"]),
+        _tex_number(row["mean"], digits),
+        rf"\bfseries {delta}" if significant(row) else delta,
+        latex(_span(row, digits)).replace("[-", "[$-$").replace(", -", ", $-$"),
+        latex(_p(row["p_corrected"])).replace(r"\textless{}", "$<$"),
+        str(row["verdict"]),
+    ]
+
+
+def _breakable(text: str) -> str:
+    """Overrides that may go on in the next line behind each comma, =, dot and underscore."""
+    return re.sub(r"(,|=|\.|\\_)(?=.)", r"\1\\allowbreak{}", text)
 
 
 def note(verdicts: pd.DataFrame) -> str:
