@@ -1,7 +1,7 @@
-"""Changes added one after the other: each rung's final value.
+"""Changes added one after the other, in both orders, and each taken back from them all.
 
-python analysis/ladder.py sweep=latest output_dir=outputs out=DIR [metric=… study=… uri=…
-    dark=true]
+python analysis/ladder.py sweep=latest output_dir=outputs out=DIR [order=[KEY,KEY] metric=… study=…
+    uri=… kept=… where=… dark=true]
 """
 
 import sys

@@ -13,7 +13,7 @@ import pytest
 
 from grpolab.results.frames import HISTORY_COLUMNS, RUN_COLUMNS
 from grpolab.results.from_files import read_metrics
-from grpolab.results.from_mlflow import _overrides
+from grpolab.results.from_mlflow import overrides
 from grpolab.results.load import Results, ResultsError, load
 
 if TYPE_CHECKING:  # the same file under the name the type checker knows it by
@@ -196,9 +196,9 @@ def test_a_run_without_metrics_gives_an_empty_history_of_the_same_columns(tmp_pa
 
 
 def test_commas_inside_brackets_belong_to_an_arms_value() -> None:
-    assert _overrides("clip=none,task.terms=[1,2],kl=k3") == [
+    assert overrides("clip=none,task.terms=[1,2],kl=k3") == [
         ("clip", "none"),
         ("task.terms", "[1,2]"),
         ("kl", "k3"),
     ]
-    assert _overrides("baseline") == []
+    assert overrides("baseline") == []

@@ -23,6 +23,7 @@ ANALYZE_KEYS = {
     "alpha": "chance of any wrong better or worse (.05)",
     "test": "auto (paired t, without shared seeds Welch), paired_t, sign_flip, welch, permutation",
     "figures": "figures=[forest,…] or usual; all that can be drawn",
+    "order": "a ladder's changes in this order: order=[clip.high,aggregation,…] (alphabetical)",
     "dark": "true: each figure for dark pages too (false)",
     "log": "false: the sweep's MLflow run gets none of it as artifacts (true)",
 }

@@ -34,6 +34,7 @@ _SCRIPT_DEFAULTS: dict[str, str | None] = {
     "metric": "eval/accuracy",
     "out": "figures",
     "dark": "false",
+    "order": None,
     "equivalence": None,
     "correction": "holm",
     "alpha": "0.05",
@@ -79,6 +80,7 @@ def analyze(
     test: str = "auto",
     figures: str | Sequence[str] = "all",
     dark: bool | str = False,
+    order: str | Sequence[str] = (),
     kept: str | Path | None = None,
 ) -> AnalyzeOutput:
     """Load the runs (see `load`) and write their analysis under `out`.
@@ -87,8 +89,9 @@ def analyze(
     which are one family to the correction; figures show the first, and what shows a metric is drawn
     for each. `where`: a filter of runs and numbers (see `load`). `equivalence`, `correction`,
     `alpha` and `test` are the verdicts' (numbers may be text). `figures`: names of FIGURES,
-    `usual`, or all that have something to show; `dark`: their variants for dark pages too. Nothing
-    is written if the results, a metric or a figure asked for do not exist or one of these is not
+    `usual`, or all that have something to show; `dark`: their variants for dark pages too;
+    `order`: config keys, in which a ladder's changes are added where there is a choice. Nothing is
+    written if the results, a metric or a figure asked for do not exist or one of these is not
     allowed (ResultsError).
     """
     rules = Rules.of(alpha, correction, test, equivalence)
@@ -103,7 +106,8 @@ def analyze(
     judged = verdicts(results, metrics, rules.equivalence, rules.alpha, correction, test)
     arms = pd.concat([arm_table(results, name) for name in metrics], ignore_index=True)
     runs = pd.concat([run_values(results, name) for name in metrics], ignore_index=True)
-    source = drawing.Source(results, metrics[0], judged, tuple(metrics[1:]))
+    keys = tuple(drawing.listed(order)) if order else ()
+    source = drawing.Source(results, metrics[0], judged, tuple(metrics[1:]), keys)
     drawn, left_out = drawing.draw(source, figures)
     with staged(folder) as scratch:
         judged.to_csv(scratch / "verdicts.csv", index=False)
@@ -204,11 +208,12 @@ class ScriptInput:
     out: Path
     dark: bool
     rules: Rules
+    order: tuple[str, ...] = ()
 
 
 def script_input(argv: Sequence[str]) -> ScriptInput:
     """`key=value` arguments: sweep (latest), study, uri, kept, output_dir, where, metric, out
-    (figures), dark, and the verdicts' rules equivalence, correction, alpha, test.
+    (figures), dark, order, and the verdicts' rules equivalence, correction, alpha, test.
 
     Values stay text (a sweep called 1e5 is no number). ResultsError for any other key.
     """
@@ -233,7 +238,8 @@ def script_input(argv: Sequence[str]) -> ScriptInput:
     for name in metrics:
         check_metric(results, name)
     dark = drawing.truth("dark", text["dark"])
-    return ScriptInput(results, metrics, Path(text["out"]), dark, rules)
+    order = tuple(drawing.listed(given["order"] or ""))
+    return ScriptInput(results, metrics, Path(text["out"]), dark, rules, tuple(filter(None, order)))
 
 
 def draw_script(name: str, argv: Sequence[str]) -> int:
@@ -243,7 +249,8 @@ def draw_script(name: str, argv: Sequence[str]) -> int:
         check_one_study(given.results)
         judged = verdicts(given.results, given.metrics, **asdict(given.rules))
         first, *more = given.metrics
-        drawn, _ = drawing.draw(drawing.Source(given.results, first, judged, tuple(more)), [name])
+        source = drawing.Source(given.results, first, judged, tuple(more), given.order)
+        drawn, _ = drawing.draw(source, [name])
     except ResultsError as error:
         print(error, file=sys.stderr)
         return 2

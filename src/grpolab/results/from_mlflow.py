@@ -227,7 +227,7 @@ def _record(
         seed=int(tags.get("grpolab.seed", -1)),
         status=_status(run),
         reason=tags.get(_REASON) if run.status != "FINISHED" else None,  # of an earlier try
-        factors={key: _factor(key, run, dict(_overrides(arm))) for key in keys},
+        factors={key: _factor(key, run, dict(overrides(arm))) for key in keys},
         read=_reader(store, attempts),
         fingerprint=";".join(known) if len(known) == len(prints) else None,
     )
@@ -251,10 +251,10 @@ def _factor(key: str, run: StoredRun, swept: dict[str, str]) -> str | None:
 def _factor_keys(runs: Iterable[StoredRun]) -> list[str]:
     """The swept keys: those by which some arm differs from the baseline."""
     arms = {run.tags.get("grpolab.arm", "") for run in runs}
-    return sorted({key for arm in arms for key, _ in _overrides(arm)})
+    return sorted({key for arm in arms for key, _ in overrides(arm)})
 
 
-def _overrides(arm: str) -> list[tuple[str, str]]:
+def overrides(arm: str) -> list[tuple[str, str]]:
     """`clip=cispo,sampler.stop=[a,b]` as pairs; a comma inside brackets belongs to its value."""
     parts = re.split(r",(?=[^,=\[\]{}()]+=)(?![^\[{(]*[\]})])", arm)
     pairs = [part.partition("=") for part in parts]

@@ -1,4 +1,4 @@
-"""The swept factors: sensitivity of a number, a grid of two factors, a ladder of changes."""
+"""The swept factors: sensitivity of a number, a grid of two factors."""
 
 from __future__ import annotations
 
@@ -15,12 +15,9 @@ from grpolab.results import style, theme
 from grpolab.results.figures.common import (
     FINAL,
     INTERVAL,
-    REFERENCE_LINE,
     Arm,
     Drawn,
     NothingToDrawError,
-    arm_means,
-    arm_rows,
     counts,
     cut,
     definitions,
@@ -29,16 +26,13 @@ from grpolab.results.figures.common import (
     legend,
     mean_of,
     need,
-    note,
-    row_count,
-    row_label,
     single_or_double,
     unfinished,
     whisker,
 )
 from grpolab.results.frames import FACTOR_PREFIX, Results
 from grpolab.results.metrics import describe
-from grpolab.results.style import ArmStyle, arm_styles
+from grpolab.results.style import ArmStyle
 
 FEWEST_VALUES = 3  # two points always lie on a line
 MOST_PANELS = 3
@@ -252,72 +246,6 @@ def _factorial_caption(results: Results, metric: str, rows: str, columns: str) -
             f"Mean final {describe(metric).label.lower()} ({FINAL}) for each {rows} and {columns}.",
             f"In each cell: mean ± half of the {INTERVAL}, and its n runs.",
             f"Seeds: {counts(results)}.",
-            *definitions([metric]),
-            unfinished(results.runs, crosses=False),
-        ]
-    )
-
-
-def ladder(results: Results, metric: str = "eval/accuracy") -> Drawn:
-    """Rung by rung from the baseline: what is changed on top of the rung before, and the mean."""
-    need("ladder", results, metric)
-    values = finals(results, metric)
-    rungs = _rungs(values)
-    found = arm_means(values)
-    styles = arm_styles(results.runs)
-    with matplotlib.rc_context(style.PAPER):
-        labels = [row_label(rung) for rung in rungs]
-        figure = style.new_figure(0.75 * style.DOUBLE_COLUMN, 0.6 + 0.3 * row_count(labels))
-        axes = figure.subplots()
-        means = [found[arm].mean for arm in rungs.values()]
-        axes.plot(means, range(len(rungs)), color="0.6", lw=0.9, zorder=1, label="_path")
-        axes.axvline(means[0], color="0.5", lw=0.7, ls=REFERENCE_LINE, zorder=1)
-        for y, arm in enumerate(rungs.values()):
-            look = styles[arm]
-            seeds = values.loc[values["arm"] == arm, "final"].dropna()
-            axes.plot(
-                seeds, np.full(len(seeds), y + 0.25), "o", ms=2.4, mfc="none", mec=look.colour,
-                mew=0.5,
-            )  # fmt: skip
-            whisker(axes, y, found[arm], look.colour, vertical=False)
-            axes.plot(
-                [found[arm].mean], [y], look.marker, color=look.colour, ms=5, mec="white", mew=0.4,
-                zorder=4,
-            )  # fmt: skip
-            step = f"  {means[y] - means[y - 1]:+.3f}".replace("-", "−") if y else ""
-            note(axes, y, f"n = {found[arm].n}{step}")
-        arm_rows(axes, labels)
-        axes.set_xlabel(f"{describe(metric).label} (final)")
-    return Drawn(figure, _ladder_caption(results, metric))
-
-
-def _rungs(values: pd.DataFrame) -> dict[str, str]:
-    """{what a rung adds: its arm}, the baseline first; each arm must hold the one before."""
-    arms = {
-        str(arm): bool(base) for arm, base in zip(values["arm"], values["baseline"], strict=True)
-    }
-    parts = {arm: set() if base else set(arm.split(",")) for arm, base in arms.items()}
-    ordered = sorted(parts, key=lambda arm: len(parts[arm]))
-    chain = all(parts[a] < parts[b] for a, b in itertools.pairwise(ordered))
-    if not chain or len(ordered) < FEWEST_VALUES or parts[ordered[0]]:
-        raise NothingToDrawError(
-            "figures=ladder: the arms are no ladder, where each keeps what the one before changed"
-        )
-    named = {ordered[0]: ordered[0]}
-    for before, arm in itertools.pairwise(ordered):
-        named["+ " + ",".join(sorted(parts[arm] - parts[before]))] = arm
-    return named
-
-
-def _ladder_caption(results: Results, metric: str) -> str:
-    return style.join(
-        [
-            f"Final {describe(metric).label.lower()} ({FINAL}) of a ladder: each rung keeps what "
-            "the rungs above it changed.",
-            f"Large markers: means over seeds; bars: {INTERVAL}{cut(metric)}; small circles: seeds "
-            f"({counts(results)}); beside each rung its n and the difference of its mean to the "
-            "rung above; dashed line: baseline mean.",
-            "What a rung adds depends on the order of the ladder where changes interact.",
             *definitions([metric]),
             unfinished(results.runs, crosses=False),
         ]

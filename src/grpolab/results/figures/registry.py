@@ -14,10 +14,11 @@ from grpolab.results.figures.common import Drawn, NothingToDrawError
 from grpolab.results.figures.cost import step_time, threshold
 from grpolab.results.figures.curves import learning_curves, learning_curves_caption
 from grpolab.results.figures.diagnostics import clip_shares, entropy, lengths, ratios
-from grpolab.results.figures.factors import factorial, ladder, sensitivity
+from grpolab.results.figures.factors import factorial, sensitivity
 from grpolab.results.figures.final import final_comparison, final_comparison_caption
 from grpolab.results.figures.forest import forest
 from grpolab.results.figures.kl import kl_estimators, kl_frontier
+from grpolab.results.figures.ladder import ladder
 from grpolab.results.figures.scores import pass_at_k, performance_profile
 from grpolab.results.frames import Results, refuse
 
@@ -29,13 +30,15 @@ CURVE_METRICS = ("reward/mean", "eval/accuracy", "eval/pass@1")
 class Source:
     """What a figure is drawn from: the runs, the metric compared, its verdicts.
 
-    `more`: further metrics that are compared; what shows one metric is drawn for each.
+    `more`: further metrics that are compared; what shows one metric is drawn for each. `order`: of
+    a ladder's changes, as config keys.
     """
 
     results: Results
     metric: str
     verdicts: pd.DataFrame
     more: tuple[str, ...] = ()
+    order: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,9 @@ FIGURES: dict[str, Entry] = {
         lambda s: performance_profile(s.results, s.metric), "share of runs above each score", True
     ),
     "ladder": Entry(
-        lambda s: ladder(s.results, s.metric), "changes added one after the other", True
+        lambda s: ladder(s.results, s.metric, s.order),
+        "changes added one after the other, both orders, one taken back",
+        True,
     ),
     "threshold": Entry(
         lambda s: threshold(s.results, s.metric), "tokens and time to a level", True
