@@ -99,6 +99,10 @@ METRICS: tuple[Metric, ...] = (
     # advantage
     Metric("advantage/std", "standard deviation of the advantages"),
     Metric("advantage/abs_max", "largest |A|"),
+    Metric(
+        "advantage/abs_at_<k>_of_<g>",
+        "mean |A| in the groups with <k> of <g> right answers, where rewards take two values",
+    ),
     # length in tokens, the end token included
     Metric("length/mean", "mean tokens of a completion"),
     Metric("length/max", "tokens of the longest completion"),

@@ -359,7 +359,7 @@ def test_every_figure_says_n_and_its_interval_or_why_there_is_none(
         assert made.figure.axes
         assert not [axes for axes in made.figure.axes if axes.get_title()]
     assert isinstance(found[2], str)  # nothing is drawn of no runs
-    assert isinstance(found[0], str) == (name == "sensitivity")
+    assert isinstance(found[0], str) == (name in ("sensitivity", "advantage_by_difficulty"))
 
 
 def many_arms() -> Results:
@@ -395,7 +395,7 @@ def test_nothing_is_cut_or_covered_with_many_long_names() -> None:
                 box = legend.get_window_extent()
                 assert page.count_contains(box.corners()) == 4, name
                 assert not any(box.overlaps(a.get_window_extent()) for a in axes), name
-    assert set(left_out) == {"factorial", "ladder", "sensitivity"}
+    assert set(left_out) == {"advantage_by_difficulty", "factorial", "ladder", "sensitivity"}
 
 
 def test_arms_look_the_same_in_every_figure(grid: Results) -> None:

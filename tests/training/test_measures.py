@@ -13,7 +13,12 @@ import torch
 from grpolab.component import component
 from grpolab.training import evaluate
 from grpolab.training.evaluate import Evaluator, pass_at_k, powers_of_two
-from grpolab.training.metrics import advantage_metrics, length_metrics, reward_metrics
+from grpolab.training.metrics import (
+    advantage_metrics,
+    difficulty_metrics,
+    length_metrics,
+    reward_metrics,
+)
 
 if TYPE_CHECKING:
     from tests.policy import policies as lab
@@ -156,3 +161,47 @@ def test_advantage_metrics_by_hand() -> None:
     assert metrics["advantage/std"] == pytest.approx(tokens[mask].double().std().item())
     empty = advantage_metrics(torch.zeros(0, 2), mask[:0])
     assert empty == {"advantage/std": 0.0, "advantage/abs_max": 0.0}
+
+
+def test_difficulty_metrics_by_hand() -> None:
+    rewards = torch.tensor([[0.0, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1], [math.nan, 1, 1, 0]])
+    advantages = torch.tensor([[-1.0, 3, -1, -1], [2, -0.5, -0.5, -1], [0, 0, 0, 0], [9, 9, 9, 9]])
+    mask = torch.ones(16, 2, dtype=torch.bool)
+    expected = {"advantage/abs_at_1_of_4": 1.25, "advantage/abs_at_4_of_4": 0.0}
+    assert difficulty_metrics(rewards, advantages, mask) == expected
+    # of tokens: the mean over a completion's valid ones
+    tokens = advantages.reshape(-1, 1).repeat(1, 2)
+    mask[:, 1] = False
+    tokens[:, 1] = 77.0  # padding
+    assert difficulty_metrics(rewards, tokens, mask) == expected
+
+
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        torch.zeros(2, 4),
+        torch.tensor([[0.0, 0.5, 1.0, 0.0]]),
+        torch.full((1, 4), math.nan),
+        torch.tensor([[0.0], [1.0]]),
+        torch.tensor([[0.0, 1.0] * 20]),
+        torch.zeros(0, 4),
+    ],
+)
+def test_difficulty_needs_two_rewards_and_groups_of_some(rewards: torch.Tensor) -> None:
+    mask = torch.ones(rewards.numel(), 3, dtype=torch.bool)
+    assert difficulty_metrics(rewards, torch.zeros_like(rewards), mask) == {}
+
+
+@pytest.mark.parametrize(
+    ("ddof", "p", "f"), [(0, 0.1, 2.3277), (0, 0.25, 2.0261), (0, 0.5, 1.8557)]
+)
+def test_the_mean_over_groups_gives_the_known_weight(ddof: int, p: float, f: float) -> None:
+    """f_G(p) of a z-score: E[mean |A|] / 2p(1 − p) over the right answers of a group of 8."""
+    rows = torch.tensor([[1.0] * k + [0.0] * (8 - k) for k in range(9)])
+    advantages = component("advantage", "group_zscore", ddof=ddof, eps=0.0)(rows.double())
+    found = difficulty_metrics(rows, advantages, torch.ones(72, 1, dtype=torch.bool))
+    expected = sum(
+        math.comb(8, k) * p**k * (1 - p) ** (8 - k) * found[f"advantage/abs_at_{k}_of_8"]
+        for k in range(9)
+    )
+    assert expected / (2 * p * (1 - p)) == pytest.approx(f, abs=5e-5)

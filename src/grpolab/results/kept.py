@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,11 @@ USUAL = (
     "reward/mean", "reward/std", "reward/zero_std_share", "policy/entropy", "policy/ratio_mean",
     "policy/ratio_std", "policy/ratio_max", "policy/ess", "clip/low", "clip/high", "clip/share",
     "kl/ref_k1", "kl/ref_k2", "kl/ref_k3", "kl/old_k3", "length/mean", "length/correct",
-    "length/wrong", "length/truncated_share", "advantage/std", "advantage/abs_max", "loss/total",
-    "optim/grad_norm", "tokens/contributing_share", "time/step", "time/sample", "time/score",
-    "time/update",
+    "length/wrong", "length/truncated_share", "advantage/std", "advantage/abs_max",
+    "advantage/abs_at_*", "loss/total", "optim/grad_norm", "tokens/contributing_share",
+    "time/step", "time/sample", "time/score", "time/update",
 )  # fmt: skip
-"""Metrics kept at every few steps: what the figures are drawn from."""
+"""Metrics kept at every few steps: what the figures are drawn from; * stands for any text."""
 _COLUMNS = ("study", "job_id", "metric", "step", "value")
 
 
@@ -85,7 +86,8 @@ def write(
         if name not in logged:
             raise refuse("whole", name, "no run logged it", logged)
     exact = [name for name in logged if name in whole or name.startswith(EVALUATIONS)]
-    table = _thinned(results, exact, [name for name in metrics if name not in exact], every)
+    meant = [name for name in logged if any(fnmatchcase(name, pattern) for pattern in metrics)]
+    table = _thinned(results, exact, [name for name in meant if name not in exact], every)
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     runs = pyarrow.table({str(name): _column(results.runs[name]) for name in results.runs})

@@ -26,6 +26,7 @@ from grpolab.training.evaluate import Evaluator
 from grpolab.training.failures import RankFailed, TrainingFailed
 from grpolab.training.metrics import (
     advantage_metrics,
+    difficulty_metrics,
     length_metrics,
     peak_memory_gib,
     reward_metrics,
@@ -152,6 +153,7 @@ class Trainer:
         rollouts.advantages = self.updater.advantages(rollouts, self.baseline)
         self.baseline = self.run.advantage.track(self.baseline, self.updater.returns(rollouts)[0])
         metrics |= advantage_metrics(rollouts.advantages, rollouts.mask)
+        metrics |= difficulty_metrics(rollouts.rewards, rollouts.advantages, rollouts.mask)
         metrics |= self.updater.update(rollouts, self.step, beta)
         measured = metrics.get(f"kl/ref_{self.run.kl.name}", metrics.get("kl/ref_k3", math.nan))
         self.beta.observe(measured, len(rollouts))

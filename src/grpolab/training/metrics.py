@@ -11,6 +11,9 @@ from torch import Tensor
 
 from grpolab.rollouts import Rollouts
 
+MOST_MEMBERS = 32
+"""Of a group whose advantages are told apart by difficulty: a metric a number of right answers."""
+
 
 def reward_metrics(rewards: Tensor, parts: dict[str, Tensor]) -> dict[str, float]:
     """Of scored rewards [P, G] before the KL; NaN is unscorable and left out."""
@@ -55,6 +58,35 @@ def advantage_metrics(advantages: Tensor, mask: Tensor) -> dict[str, float]:
     return {
         "advantage/std": float(values.std()) if len(values) > 1 else 0.0,
         "advantage/abs_max": float(values.abs().max()) if len(values) else 0.0,
+    }
+
+
+def difficulty_metrics(rewards: Tensor, advantages: Tensor, mask: Tensor) -> dict[str, float]:
+    """Mean |A| of the groups with so many right answers, for each number that some group has.
+
+    Only of batches whose rewards take two values, the larger being the right answer's, and in
+    groups of 2 to MOST_MEMBERS; a group with an unscorable member is left out.
+
+    Args:
+        rewards: [P, G], NaN where unscorable.
+        advantages: [P, G], or [N, T] where they are those of tokens.
+        mask: [N, T], the valid tokens.
+    """
+    rewards = rewards.cpu()
+    size = rewards.shape[1] if rewards.dim() == 2 else 0
+    scored = torch.isfinite(rewards)
+    values = rewards[scored].unique()
+    if len(values) != 2 or not 2 <= size <= MOST_MEMBERS:
+        return {}
+    weights = advantages.abs()
+    if advantages.shape == mask.shape:
+        weights = (weights * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+    per_group = weights.reshape(-1, size).cpu().double().mean(dim=1)
+    right = (rewards == values[1]).sum(dim=1)
+    whole = scored.all(dim=1)
+    return {
+        f"advantage/abs_at_{k}_of_{size}": float(per_group[whole & (right == k)].mean())
+        for k in right[whole].unique().tolist()
     }
 
 

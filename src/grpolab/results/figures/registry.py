@@ -14,6 +14,7 @@ from grpolab.results.figures.common import Drawn, NothingToDrawError
 from grpolab.results.figures.cost import step_time, threshold
 from grpolab.results.figures.curves import learning_curves, learning_curves_caption
 from grpolab.results.figures.diagnostics import clip_shares, entropy, lengths, ratios
+from grpolab.results.figures.difficulty import advantage_by_difficulty
 from grpolab.results.figures.factors import factorial, sensitivity
 from grpolab.results.figures.final import final_comparison, final_comparison_caption
 from grpolab.results.figures.forest import forest
@@ -102,6 +103,9 @@ FIGURES: dict[str, Entry] = {
         lambda s: ladder(s.results, s.metric, s.order),
         "changes added one after the other, both orders, one taken back",
         True,
+    ),
+    "advantage_by_difficulty": Entry(
+        lambda s: advantage_by_difficulty(s.results), "mean |A| by success rate, f_G(p) and theory"
     ),
     "threshold": Entry(
         lambda s: threshold(s.results, s.metric), "tokens and time to a level", True
