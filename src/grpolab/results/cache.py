@@ -15,9 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from grpolab.results.points import Points, points
 
-VERSION = "1"
+VERSION = "2"
 SMALLEST = 50_000
 """Points from which on a cache is read faster than the source."""
 KEPT = 32
@@ -84,10 +86,11 @@ def write(path: Path, fingerprints: Sequence[str], parts: Sequence[Points]) -> N
         "fingerprints": list(fingerprints),
         "counts": counts,
     }
+    kind = np.result_type(*(part.steps.dtype for part in parts))
     table = pyarrow.table(
         {
             "metric": pyarrow.chunked_array([part.coded(place) for part in parts]),
-            "step": pyarrow.chunked_array([part.steps for part in parts]),
+            "step": pyarrow.chunked_array([part.steps.astype(kind, copy=False) for part in parts]),
             "value": pyarrow.chunked_array([part.values for part in parts]),
         }
     ).replace_schema_metadata({"grpolab": json.dumps(notes)})

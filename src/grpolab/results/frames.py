@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from grpolab.results.points import NONE, Floats, Points
+from grpolab.results.points import NONE, Floats, Points, narrow
 
 RUN_COLUMNS = ("study", "sweep", "job_id", "arm", "baseline", "seed", "status", "reason")
 HISTORY_COLUMNS = ("study", "job_id", "arm", "seed", "step", "metric", "value", "tokens", "wall")
@@ -46,7 +47,8 @@ class Results:
     where there are several.
     `history` has one row a logged number: study, job_id, arm, seed, step, metric, value, and the
     x columns `tokens` (generated so far) and `wall` (seconds so far) at that step; its text columns
-    are categories, since a text a row would be most of the memory.
+    are categories, since a text a row would be most of the memory, and steps and seeds take 32
+    bits where they fit.
     """
 
     runs: pd.DataFrame
@@ -112,35 +114,35 @@ def history_frame(records: Sequence[RunRecord], points: Sequence[Points]) -> pd.
     counts = np.array([len(own) for own in points], dtype=np.int64)
     names = sorted({name for own in points for name in own.used()})
     place = {name: i for i, name in enumerate(names)}
-    metrics = [own.coded(place) for own in points]
+    small = np.min_scalar_type(-max(1, len(names)))
+    metrics = [own.coded(place).astype(small) for own in points]
 
     def repeated(values: Sequence[str]) -> pd.Categorical:
         there = [v for v, count in zip(values, counts, strict=True) if count]
         categories = sorted(set(there))
         place = {v: i for i, v in enumerate(categories)}
-        codes = np.array([place[v] for v in there], dtype=np.int32)
+        codes = np.array([place[v] for v in there], np.min_scalar_type(-max(1, len(categories))))
         return pd.Categorical.from_codes(
             np.repeat(codes, counts[counts > 0]), pd.Index(categories, dtype="str")
         )
 
-    seeds = np.array([record.seed for record in records], dtype=np.int64)
+    seeds = narrow(np.array([record.seed for record in records], dtype=np.int64))
     columns = {
         "study": repeated([record.study for record in records]),
         "job_id": repeated([record.job_id for record in records]),
         "arm": repeated([record.arm for record in records]),
         "seed": np.repeat(seeds, counts),
-        "step": _joined([own.steps for own in points], np.int64),
-        "metric": pd.Categorical.from_codes(
-            _joined(metrics, np.int32), pd.Index(names, dtype="str")
-        ),
+        "step": _joined([own.steps for own in points], np.int32),
+        "metric": pd.Categorical.from_codes(_joined(metrics, small), pd.Index(names, dtype="str")),
         "value": _joined([own.values for own in points], np.float64),  # noqa: PD011
     }
+    del metrics
     for column, source in X_SOURCES.items():
         columns[column] = _carried(points, counts, source)
     return pd.DataFrame(columns, copy=False)[list(HISTORY_COLUMNS)]
 
 
-def _joined(parts: Sequence[np.ndarray], kind: type) -> np.ndarray:
+def _joined(parts: Sequence[np.ndarray], kind: npt.DTypeLike) -> np.ndarray:
     return np.concatenate(parts) if len(parts) else np.empty(0, dtype=kind)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.signedinteger]
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Points:
     codes: npt.NDArray[np.int32]
     """[n] places in `names`."""
     steps: Ints
+    """In 32 bits where they fit."""
     values: Floats
 
     def __len__(self) -> int:
@@ -52,13 +53,22 @@ def points(
     rank = np.empty(len(names), dtype=np.int32)
     rank[order] = np.arange(len(names), dtype=np.int32)
     metric = rank[np.asarray(codes, dtype=np.int64)]
-    step, value = np.asarray(steps, dtype=np.int64), np.asarray(values, dtype=np.float64)
+    step, value = narrow(np.asarray(steps, dtype=np.int64)), np.asarray(values, dtype=np.float64)
     if not _in_order(metric, step):
         by = np.lexsort((step, metric))  # stable: what was logged later stays behind
         metric, step, value = metric[by], step[by], value[by]
         last = np.append((metric[1:] != metric[:-1]) | (step[1:] != step[:-1]), True)
         metric, step, value = metric[last], step[last], value[last]
     return Points(tuple(names[i] for i in order), metric, step, value)
+
+
+def narrow(numbers: npt.NDArray[np.int64]) -> Ints:
+    """The same whole numbers in 32 bits where they fit, else in 64; never a view, which would keep
+    all that it is a view of."""
+    fits = not len(numbers) or (
+        np.iinfo(np.int32).min <= numbers.min() and numbers.max() <= np.iinfo(np.int32).max
+    )
+    return numbers.astype(np.int32 if fits else np.int64)
 
 
 def _in_order(metric: npt.NDArray[np.int32], step: Ints) -> bool:
