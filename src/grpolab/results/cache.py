@@ -19,7 +19,7 @@ import numpy as np
 
 from grpolab.results.points import Points, points
 
-VERSION = "2"
+VERSION = "1"
 SMALLEST = 50_000
 """Points from which on a cache is read faster than the source."""
 KEPT = 32
