@@ -23,7 +23,9 @@ WORLDS = {
     "bandit": bandit(3, seed=1).stale(0.7),
     "two prompts": bandit(2, prompts=2, seed=2, rewards=[0.2, 1.0]).stale(0.7),
     "tree": token_tree(2, 2, ends=True, seed=3).stale(0.7),
+    "another sampler": token_tree(2, 2, ends=True, seed=3).stale(0.4).mismatched(0.6, seed=5),
 }
+WHOLE = {"level": "sequence_sum", "cap": 1.1}
 ARMS = [
     Arm(),
     Arm("group_zscore", "ppo", "k3", "loss", "seq_mean_token_mean"),
@@ -32,6 +34,8 @@ ARMS = [
     Arm("optimal_token_baseline", "fipo", "full", "loss", "token_mean"),
     Arm("remax", "topr", "sequence_k2", "loss", "seq_mean_token_sum_norm"),
     Arm("gpg", "vespo", "weighted_k3", "loss", "token_mean_micro"),
+    Arm("group_center", "cispo", "k1", "loss", "token_mean", "truncate", {"correction": WHOLE}),
+    Arm("rloo", "none", "none", "loss", "seq_mean_token_sum", "mask"),
 ]
 
 
@@ -41,7 +45,8 @@ def brute(world: World, arm: Arm) -> tuple[Tensor, float]:
     own = [list(itertools.product(m, repeat=SIZE)) for m in members(tree)]
     for groups in itertools.product(*own):
         rows = torch.tensor(sum(groups, ()))
-        share = float(tree.probability(world.old)[rows].prod())
+        drawn = world.old if world.sampler is None else world.sampler
+        share = float(tree.probability(drawn)[rows].prod())
         g = -one_gradient(world, arm, rows)
         mean, square = mean + share * g, square + share * float(g @ g)
     return mean, square
@@ -77,7 +82,8 @@ def one_gradient(world: World, arm: Arm, rows: Tensor) -> Tensor:
         collision=collision,
     ).reshape(len(rows), -1)
     table = world.policy.clone().requires_grad_()
-    losses = Objective(component("clip", arm.clip), kl, component("correction", "none"))(
+    correction = component("correction", arm.correction, **arm.settings.get("correction", {}))
+    losses = Objective(component("clip", arm.clip), kl, correction)(
         tree.logps(table)[rows],
         old,
         advantages,
@@ -87,6 +93,7 @@ def one_gradient(world: World, arm: Arm, rows: Tensor) -> Tensor:
         logits=tree.logits(table)[rows],
         ref_logits=tree.logits(world.reference)[rows],
         rewards=world.rewards[rows].unsqueeze(1),
+        sampler_logps=None if world.sampler is None else tree.logps(world.sampler)[rows],
     )
     loss = component("aggregation", arm.aggregation)(
         losses.total, mask, group_size=SIZE, max_length=tree.limit

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from grpolab.probe.exact.arms import Arm
 from grpolab.probe.exact.flow import ends, fixed_points, follow, reverse_kl_optimum
 from grpolab.probe.exact.identities import identities, weight_of_pass_rate
+from grpolab.probe.exact.identity_curves import identity_curves, kl_alone, two_tokens
 from grpolab.probe.exact.schulman import closed_form, schulman_table
 from grpolab.probe.exact.world import World, bandit
 
@@ -52,6 +54,36 @@ def test_every_identity_holds() -> None:
     apart = found.loc[found["identity"].str.contains("distance from ∇ reverse KL")]
     assert (apart["theory"] > 0.05).all()
     assert len(apart) == 2
+
+
+def test_every_identity_holds_along_its_axis() -> None:
+    found = identity_curves()
+    missed = found.loc[~found["holds"], ["panel", "series", "x", "theory", "measured"]]
+    assert missed.empty, missed
+    counts = found.dropna(subset="measured").groupby("panel").size()
+    assert counts.min() >= 4
+    assert len(counts) == 13
+    # what the claims set apart is apart by far more than the tolerance
+    ends = found[(found["x"] == 2.0) & (found["figure"] == "kl_gradients")]
+    slope = ends.set_index(["panel", "series"])["theory"]
+    assert slope["in the loss", "k3"] - slope["in the loss", "k2"] > 0.05
+    assert slope["in the reward", "k3"] < -0.05 < 0.3 < slope["in the reward", "k1"]
+    assert slope["off-policy, in the loss", "k3"] - slope["in the loss", "k2"] > 0.3
+    first = slope["first of two tokens"]
+    assert first["k1 in the reward"] - first["k2 in the loss"] > 0.02
+
+
+def test_the_sequence_s_slope_is_that_of_autograd() -> None:
+    """The closed form of two tokens against the derivative of the enumerated KL."""
+    world = two_tokens(0.7)
+    table = world.policy.clone().requires_grad_()
+    p, q = world.tree.probability(table), world.tree.probability(world.reference)
+    (wanted,) = torch.autograd.grad((p * (p / q).log()).sum(), table)
+    found = kl_alone(world, "k1", "reward")
+    assert found.tolist() == pytest.approx(wanted.flatten().tolist(), abs=1e-12)
+    theory = identity_curves().query("panel == 'first of two tokens' and x == 0.75")
+    near = theory.set_index("series").loc["k1 in the reward", "theory"]
+    assert near == pytest.approx(float(wanted[0, 0]), abs=0.02)
 
 
 def test_pass_rate_weights_are_the_known_ones() -> None:

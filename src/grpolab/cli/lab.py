@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+SHOWN = 200
+"""Lines of bias.csv that are printed, the least error first."""
+
 
 def lab(arguments: Sequence[str]) -> int:
     """Measures what was asked for; prints a summary, and writes tables and figures to `out`."""
@@ -26,8 +29,8 @@ def lab(arguments: Sequence[str]) -> int:
         found = run(settings, show)
     summary(found)
     if settings.out is not None:
-        for path in write(found, Path(settings.out)):
-            if path.suffix in (".csv", ".png"):
+        for path in write(found, Path(settings.out), compact=settings.compact):
+            if path.suffix in (".csv", ".parquet", ".png"):
                 print(f"written: {path}")
     return 0
 
@@ -37,13 +40,22 @@ def summary(found: dict[str, Any]) -> None:
     if "bias" in found:
         shown = "arm staleness group_size beta scale direction_bias noise_to_signal rescaled_mse"
         best = found["bias"].sort_values(["group_size", "staleness", "rescaled_mse"])
-        print(best[shown.split()].to_string(index=False, float_format=lambda x: f"{x:.4g}"))
+        if len(best) > SHOWN:
+            print(f"the first {SHOWN} of {len(best)} rows:")
+        print(
+            best.head(SHOWN)[shown.split()].to_string(
+                index=False, float_format=lambda x: f"{x:.4g}"
+            )
+        )
         if len(found["left_out"]):
             lines = found["left_out"]["arm"]
             print(f"left out, {len(lines)} that cannot be, such as {lines.iloc[0]}")
     if "identities" in found:
         table = found["identities"]
         print(f"identities: {table['holds'].sum()} of {len(table)} hold")
+    if "identity_curves" in found:
+        points = found["identity_curves"].dropna(subset="measured")
+        print(f"identity curves: {points['holds'].sum()} of {len(points)} points hold")
     if "kl_table" in found:
         columns = ["mu", "estimator", "quantity", "theory", "measured", "low", "high", "holds"]
         print(found["kl_table"][columns].to_string(index=False, float_format=lambda x: f"{x:.4f}"))
@@ -102,7 +114,9 @@ def usage() -> str:
             "direction_bias (sine of the angle to ∇J), variance, noise_to_signal, mse,",
             "rescaled_mse (what the best learning rate leaves, as a share of ‖∇J‖²), intervals,",
             "exact, batches. An arm with kl=none is measured against ∇E[R], any other against",
-            "∇(E[R] − β·KL). identities.csv, kl_table.csv: theory, measured, low, high, holds.",
+            "∇(E[R] − β·KL). compact=true writes bias.parquet instead: four digits, no intervals.",
+            "identities.csv, kl_table.csv: theory, measured, low, high, holds.",
+            "identity_curves.csv: the identities along an axis, theory and measured.",
             "fixed_points.csv: where each KL leads a five-armed bandit. Figures beside them.",
             "",
             "  grpolab lab lab=bandit out=lab",

@@ -1,4 +1,4 @@
-"""What is compared: an advantage, a clip, a KL with its placement, and an aggregation."""
+"""What is compared: an advantage, a clip, a KL with its placement, an aggregation, a correction."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from grpolab.component import (
 from grpolab.objective.kl.base import PLACEMENTS
 from grpolab.objective.loss import Objective
 
-GROUPS = ("advantage", "clip", "kl", "aggregation")
-FACTORS = ("advantage", "clip", "kl", "placement", "aggregation")
+GROUPS = ("advantage", "clip", "kl", "aggregation", "correction")
+FACTORS = ("advantage", "clip", "kl", "placement", "aggregation", "correction")
 UNBIASED = {
     "advantage": "rloo",
     "clip": "none",
     "kl": "none",
     "placement": "loss",
     "aggregation": "seq_mean_token_sum",
+    "correction": "none",
 }
 """The arm whose expected gradient is the true one; what is changed in it is to blame for a bias."""
 
@@ -40,6 +41,7 @@ class Arm:
     kl: str = UNBIASED["kl"]
     placement: str = UNBIASED["placement"]
     aggregation: str = UNBIASED["aggregation"]
+    correction: str = UNBIASED["correction"]
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
     """{group: {setting: value}}, for the components that have such a setting."""
 
@@ -62,7 +64,7 @@ class Arm:
     @cached_property
     def parts(self) -> tuple[Any, Objective, Any]:
         """(advantage, objective, aggregation)."""
-        objective = Objective(self.make("clip"), self.make("kl"), component("correction", "none"))
+        objective = Objective(self.make("clip"), self.make("kl"), self.make("correction"))
         return self.make("advantage"), objective, self.make("aggregation")
 
     def check(self, group_size: int) -> None:
@@ -115,8 +117,7 @@ def product(
     names = {f: list(factors.get(f, [UNBIASED[f]])) for f in FACTORS}
     seen = set()
     for values in itertools.product(*names.values()):
-        advantage, clip, kl, placement, aggregation = values
-        arm = Arm(advantage, clip, kl, placement, aggregation, settings)
+        arm = Arm(*values, settings=settings)
         if arm.kl == "none":
             arm = replace(arm, placement="loss")
         if arm not in seen:
@@ -136,7 +137,7 @@ def one_factor(
     base = replace(Arm(settings=settings), **cast("dict[str, Any]", first))
     yield base
     seen = {base}
-    for factor in ("advantage", "clip", "kl", "aggregation"):
+    for factor in GROUPS:
         for name in names[factor]:
             for place in names["placement"] if factor == "kl" else [first["placement"]]:
                 changed: dict[str, Any] = {factor: name, "placement": place}

@@ -1,4 +1,4 @@
-"""Bias, variance and error of arms against the true gradient, over group size, staleness and β."""
+"""Bias, variance and error of arms against the true gradient, over G, staleness, mismatch and β."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from grpolab.probe.exact.moments import moments
 from grpolab.probe.exact.world import World
 
 Progress = Callable[[int, int, str], None]
-CONDITIONS = ("group_size", "staleness", "beta")
+CONDITIONS = ("group_size", "staleness", "mismatch", "beta")
 NOISY = ("clip_cov", "kl_cov")
 """Clips that draw lots, if only to break ties: a sum over batches would know a single draw."""
 
@@ -38,6 +38,7 @@ def bias_table(
     *,
     group_sizes: Iterable[int] = (4,),
     staleness: Iterable[float] = (0.0,),
+    mismatch: Iterable[float] = (0.0,),
     betas: Iterable[float] = (0.1,),
     budget: Budget | None = None,
     progress: Progress | None = None,
@@ -45,36 +46,43 @@ def bias_table(
     """A row for each arm under each condition, columns as in bias.csv (see `grpolab lab --help`).
 
     Args:
-        world: policy, reference and rewards; its `old` is set by the staleness.
+        world: policy, reference and rewards; its `old` is set by the staleness, its `sampler` by
+            the mismatch.
         arms: what is compared; those that a group size rules out raise ConfigError.
-        group_sizes, staleness, betas: every combination. An arm without a KL knows no β: its truth
-            is ∇E[R], and it is measured once, with β 0.
+        group_sizes, staleness, mismatch, betas: every combination. An arm without a KL knows no β:
+            its truth is ∇E[R], and it is measured once, with β 0.
         budget: exact or sampled; by default all of at most 5000 batches, else 20,000 drawn ones.
         progress: called with (arms done, arms in all, condition).
     """
     budget = budget or Budget()
-    conditions = list(itertools.product(group_sizes, staleness, betas))
+    conditions = list(itertools.product(group_sizes, staleness, mismatch, betas))
     rows: list[dict[str, Any]] = []
     total, done = len(conditions) * len(arms), 0
-    for at, (size, stale, beta) in enumerate(conditions):
-        first = beta == conditions[0][2]
+    for at, (size, stale, off, beta) in enumerate(conditions):
+        first = beta == conditions[0][-1]
         here = [a for a in arms if first or a.kl != "none"]
-        for row in measure(world.stale(stale), here, size, beta, budget, at):
-            rows.append(conditions_of(world, size, stale) | row)
+        there = world.stale(stale).mismatched(off, budget.seed)
+        for row in measure(there, here, size, beta, budget, at):
+            rows.append(conditions_of(world, size, stale, off) | row)
             done += 1
             if progress is not None:
-                progress(done, total, f"group_size={size} staleness={stale:g} beta={beta:g}")
+                progress(
+                    done,
+                    total,
+                    f"group_size={size} staleness={stale:g} mismatch={off:g} beta={beta:g}",
+                )
         done = (at + 1) * len(arms)
     return pd.DataFrame(rows)
 
 
-def conditions_of(world: World, size: int, stale: float) -> dict[str, Any]:
+def conditions_of(world: World, size: int, stale: float, mismatch: float) -> dict[str, Any]:
     """The columns that are the same for all arms."""
     return {
         "lab": world.name,
         "prompts": world.tree.prompts,
         "group_size": size,
         "staleness": stale,
+        "mismatch": mismatch,
     }
 
 
@@ -109,9 +117,9 @@ def drawn(
 ) -> tuple[Batches, torch.Generator | None]:
     """All batches, or a sample with the generator that goes on to draw a clip's lots."""
     if whole:
-        return all_batches(world.tree, world.old, size), None
+        return all_batches(world.tree, world.drawn_from, size), None
     source = torch.Generator().manual_seed(1_000_003 * budget.seed + at)
-    return sample_batches(world.tree, world.old, size, budget.samples, source), source
+    return sample_batches(world.tree, world.drawn_from, size, budget.samples, source), source
 
 
 def exchangeable(arm: Arm, size: int, world: World) -> bool:

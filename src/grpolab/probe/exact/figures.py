@@ -17,7 +17,11 @@ from grpolab.probe.exact.identities import weight_of_pass_rate
 from grpolab.results import style
 
 FACTOR_COLOURS = dict(
-    zip(("advantage", "clip", "kl", "aggregation", "several"), style.COLOURS, strict=False)
+    zip(
+        ("advantage", "clip", "kl", "aggregation", "correction", "several"),
+        style.COLOURS,
+        strict=False,
+    )
 )
 FLOOR = 1e-3
 """Where the axis of a bias begins: what is below, exact zeros included, is drawn on it."""
@@ -45,7 +49,7 @@ def bias_variance_map(frame: pd.DataFrame) -> Figure:
             axes.set_xlabel(DIRECTION)
         panels[0].set_ylabel("Noise to signal: √Var[g] / ‖E[g]‖")
         handles, labels = panels[-1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=6)
+        figure.legend(handles, labels, loc="outside lower center", ncols=7)
     return figure
 
 
@@ -88,7 +92,7 @@ def _name_outliers(axes: Axes, frame: pd.DataFrame) -> None:
             continue
         taken.append((x, y))
         text = str(arm).replace("placement", "in")
-        for factor in ("advantage=", "clip=", "aggregation="):
+        for factor in ("advantage=", "clip=", "aggregation=", "correction="):
             text = text.replace(factor, "")
         right = x > -0.9
         axes.annotate(

@@ -53,7 +53,7 @@ class Bench:
     def logit_gradients(self, arm: Arm) -> Tensor:
         """[B·N, T, V] of the sum over each row's tokens of the loss: an aggregation's weights are
         per row, so that they can follow."""
-        key = ("loss", arm.advantage, arm.clip, arm.kl, arm.placement)
+        key = ("loss", arm.advantage, arm.clip, arm.kl, arm.placement, arm.correction)
         found: Tensor = self.once(key, lambda: self._logit_gradients(arm))
         return found
 
@@ -71,6 +71,7 @@ class Bench:
             mask,
             beta=self.beta,
             ref_logps=tree.logps(world.reference)[flat],
+            sampler_logps=None if world.sampler is None else tree.logps(world.sampler)[flat],
             logits=logits,
             ref_logits=tree.logits(world.reference)[flat],
             plan=self.plan(arm, logps.detach(), rest) if objective.clip.needs_plan else None,
@@ -94,6 +95,11 @@ class Bench:
 
     def plan(self, arm: Arm, logps: Tensor, rest: dict[str, Tensor]) -> dict[str, Tensor]:
         """A clip's plan, made of each batch alone: {key: [B·N, …]}."""
+        key = ("plan", arm.clip, *self._advantage_key(arm))
+        found: dict[str, Tensor] = self.once(key, lambda: self._plan(arm, logps, rest))
+        return found
+
+    def _plan(self, arm: Arm, logps: Tensor, rest: dict[str, Tensor]) -> dict[str, Tensor]:
         tree, flat, count = self.world.tree, self.batches.flat, self.batches.rows.shape[1]
         old, mask, advantages = (
             tree.logps(self.world.old)[flat],
@@ -138,10 +144,13 @@ class Bench:
 
     def advantages(self, arm: Arm) -> Tensor:
         """[B·N, 1 or T] of every batch, each made of it alone."""
-        in_reward = () if arm.placement == "loss" else (arm.kl, arm.placement)
-        key = ("advantage", arm.advantage, *in_reward)
+        key = ("advantage", *self._advantage_key(arm))
         found: Tensor = self.once(key, lambda: self._advantages(arm))
         return found
+
+    def _advantage_key(self, arm: Arm) -> Key:
+        in_reward = () if arm.placement == "loss" else (arm.kl, arm.placement)
+        return (arm.advantage, *in_reward)
 
     def _advantages(self, arm: Arm) -> Tensor:
         tree, rows, size = self.world.tree, self.batches.rows, self.batches.group_size
@@ -182,10 +191,10 @@ class Bench:
         return torch.stack(found)[which]
 
     def once(self, key: Key, make: Callable[[], Any]) -> Any:
-        """What is kept under a key. Of the gradients, which are large, only the last is."""
+        """What is kept under a key. Of gradients and plans, which are large, only the last is."""
         if key not in self.kept:
-            if key[0] == "loss":
-                self.kept = {k: v for k, v in self.kept.items() if k[0] != "loss"}
+            if key[0] in ("loss", "plan"):
+                self.kept = {k: v for k, v in self.kept.items() if k[0] != key[0]}
             self.kept[key] = make()
         return self.kept[key]
 

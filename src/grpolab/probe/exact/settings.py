@@ -10,8 +10,8 @@ from grpolab.component import ConfigError, check, component_class, nearest, sett
 from grpolab.objective.settings import setting
 
 PARTS = ("bias", "identities", "kl_table", "fixed_points")
-FACTORS = ("advantage", "clip", "kl", "placement", "aggregation")
-GROUPS = ("advantage", "clip", "kl", "aggregation")
+FACTORS = ("advantage", "clip", "kl", "placement", "aggregation", "correction")
+GROUPS = ("advantage", "clip", "kl", "aggregation", "correction")
 ONLY = {
     "arms": "bandit",
     "reference": "bandit",
@@ -37,6 +37,12 @@ class Settings:
     staleness: list[float] = setting(
         [0.0, 0.3], "how far the logits moved since the batch was drawn", ge=0, le=20
     )
+    mismatch: list[float] = setting(
+        [0.0],
+        "standard deviation between the sampler and the policy it was to sample, in logits",
+        ge=0,
+        le=20,
+    )
     beta: list[float] = setting([0.1], "weight of the KL, one or several", ge=0)
     prompts: int = setting(1, "prompts in a batch", ge=1, le=8)
     arms: int = setting(5, "bandit: K, its arms", ge=2, le=64)
@@ -52,6 +58,9 @@ class Settings:
     seed: int = setting(0, "of everything that is drawn", ge=0)
     samples: int = setting(10_000, "batches drawn where not all are gone through", ge=100)
     enumerate: int = setting(5000, "batches at most that are all gone through", ge=0)
+    compact: bool = setting(
+        False, "bias.parquet, four digits and no intervals, in place of bias.csv"
+    )
     factors: Mapping[str, Sequence[str]] = field(default_factory=dict)
     components: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 

@@ -29,6 +29,13 @@ class World:
     """[S, V]"""
     rewards: Tensor
     """[M]"""
+    sampler: Tensor | None = None
+    """[S, V] of what the batch was really drawn from; None: of `old`."""
+
+    @property
+    def drawn_from(self) -> Tensor:
+        """[S, V] logits that completions are drawn from."""
+        return self.old if self.sampler is None else self.sampler
 
     def objective(self, table: Tensor, beta: float) -> Tensor:
         """J = the prompts' mean of E[R] − β·KL(π‖π_ref), the KL that of whole completions."""
@@ -65,6 +72,13 @@ class World:
             return replace(self, old=self.policy)
         direction = self.state_advantages(self.policy)
         return replace(self, old=self.policy - by * direction / direction.abs().max())
+
+    def mismatched(self, by: float, seed: int = 0) -> World:
+        """The same policies, on a batch of a sampler that is not quite the old policy, as that of
+        another engine or precision: normal noise of standard deviation `by` on each logit."""
+        if by == 0:
+            return replace(self, sampler=None)
+        return replace(self, sampler=self.old + self.tree.table(3000 + seed, by))
 
 
 def bandit(
