@@ -12,6 +12,8 @@ OWN_KEYS = {
     "checkpoint": "a run's folder, its checkpoint/ or model/, or any saved model",
     "variants": "arms: [clip=cispo,[kl=k3,kl.beta=0.01],'advantage=rloo clip=none']",
     "staleness": "further updates of the first arm after which to look again: [0,1,4,16]",
+    "stale_by": "those updates: batch (on this batch) or fresh (training steps on fresh prompts)",
+    "fresh": "batches of fresh completions that the true gradient then is estimated from (4)",
     "out": "folder of cosine.csv, gradients.csv, …, figures/ and probe.html (output_dir/probe)",
 }
 USAGE = """usage: grpolab probe [run=… | checkpoint=… | model=…] 'variants=[…]' [key=value …]
@@ -35,6 +37,7 @@ def probe(arguments: Sequence[str]) -> int:
         print(USAGE.format(keys="\n".join(f"  {k:<12}{v}" for k, v in OWN_KEYS.items())))
         return 0
     from grpolab.probe.arms import arms_of, parse_variants
+    from grpolab.probe.staleness import parse_staleness
     from grpolab.sweep.compose import parse_command
     from grpolab.sweep.preflight import check_writable
 
@@ -43,7 +46,7 @@ def probe(arguments: Sequence[str]) -> int:
     if command.rest:
         raise ConfigError(f"{command.rest[0]}: unknown flag; allowed: --config-dir, --help.")
     variants = parse_variants(own["variants"]) if "variants" in own else []
-    stale = whole_numbers(own.get("staleness", "[]"))
+    stale = parse_staleness(own)
     if not (own.keys() & {"run", "checkpoint"}):  # refused without loading torch
         arms_of(command, variants)
     if "out" in own:
@@ -66,16 +69,6 @@ def probe(arguments: Sequence[str]) -> int:
     print(found.gradients[columns].to_string(index=False, float_format=lambda x: f"{x:.4g}"))
     print(f"{found.passes} backward passes over single completions. Written to {folder}.")
     return 0
-
-
-def whole_numbers(text: str) -> list[int]:
-    """Of `staleness`."""
-    words = [w.strip() for w in text.strip("[]").split(",") if w.strip()]
-    if not all(w.isdigit() for w in words):
-        raise ConfigError(
-            f"staleness: {text!r} given; allowed: a list of whole numbers such as [0,1,4,16]."
-        )
-    return [int(w) for w in words]
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -13,6 +13,7 @@ from scipy.cluster.hierarchy import dendrogram, leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from grpolab.probe.records import Probe
+from grpolab.probe.token_map import CAPTION, token_map
 from grpolab.results import style
 
 ROW = 0.13  # inches of one arm
@@ -28,6 +29,8 @@ def write_figures(found: Probe, folder: Path) -> list[str]:
             "parts": parts(found.parts),
             "scaling": scaling(found.scaling),
             "staleness": staleness(found.staleness),
+            "ratios": ratios(found.ratios),
+            "tokens": token_map(found.tokens),
         }
     for name, figure in drawn.items():
         if figure is not None:
@@ -49,9 +52,18 @@ CAPTIONS = {
     "The shares of each kind sum to 1; a part below 0 works against the whole.",
     "scaling": "Expected cosine between the gradients of two independent batches of P prompts, "
     "from the unbiased signal and noise of this batch's groups: S/(S + N/P), S and N per group.",
-    "staleness": "After k further updates of the first arm on the same rollouts: cosine to the "
-    "gradient with whole-sequence importance weights and no clip, which is unbiased; clip share; "
-    "standard deviation of the ratio; effective sample size of those weights.",
+    "staleness": "After k further updates of the first arm (on this batch, or training steps on "
+    "fresh ones, as asked). Top: cosine of each arm's gradient on this batch to the true gradient, "
+    "the first arm's expectation over fresh completions of the same prompts, estimated without "
+    "bias from several batches (grey line: what one fresh batch of this size has; bars: standard "
+    "error over those batches); length along the "
+    "true gradient over its length; cosine to the gradient with whole-sequence importance weights "
+    "and no clip. Bottom: clip share; standard deviation of the ratio; effective sample size of "
+    "those weights. Gaps: the fresh batches show no signal.",
+    "tokens": CAPTION,
+    "ratios": "Distribution of the log-ratios between the policy after k further updates and the "
+    "one that drew this batch, of tokens and of whole completions, in equal bins; the outermost "
+    "take what lies beyond. Dotted: ratios of 0.8 and 1.2, the bounds of ppo by default.",
 }
 
 
@@ -167,24 +179,55 @@ def scaling(frame: pd.DataFrame) -> Figure | None:
 
 
 def staleness(frame: pd.DataFrame) -> Figure | None:
-    """Cosine to the unbiased gradient, clip share, ratio and sample size against updates."""
+    """Cosines, length, clip share and sample size of each arm against updates."""
     if frame.empty:
         return None
-    figure = style.new_figure(style.DOUBLE_COLUMN, 2.6)
-    panels = figure.subplots(1, 4)
-    columns = {
-        "cosine_to_unbiased": "cosine to the unbiased one", "clip_share": "clip share",
-        "ratio_std": "std of the ratio", "sequence_ess": "sample size, share",
-    }  # fmt: skip
-    for axes, (column, label) in zip(panels, columns.items(), strict=True):
+    figure = style.new_figure(style.DOUBLE_COLUMN, 4.2)
+    panels = figure.subplots(2, 3).flat
+    for axes, (column, label) in zip(panels, STALE.items(), strict=True):
+        known = frame.dropna(subset=column)
         for i, (arm, own) in enumerate(frame.groupby("arm", sort=False)):
-            colour = style.COLOURS[i % len(style.COLOURS)]
-            axes.plot(own["updates"], own[column], color=colour,
-                      ls=style.LINES[i // len(style.COLOURS) % len(style.LINES)],
-                      marker=".", lw=0.9, label=style.readable(str(arm)))  # fmt: skip
+            look = style.nth_style(i, style.readable(str(arm)))
+            axes.plot(own["updates"], own[column], color=look.colour, ls=look.line,
+                      marker=look.marker, ms=2.5, lw=0.9, label=look.label)  # fmt: skip
+        if column == "cosine_to_true" and not known.empty:
+            axes.errorbar(known["updates"], known[column], yerr=known["cosine_to_true_error"],
+                          fmt="none", ecolor="0.6", elinewidth=0.6, zorder=0)  # fmt: skip
+            first = frame.groupby("updates", as_index=False).first()
+            axes.plot(first["updates"], first["fresh_cosine"], color="0.5", lw=1.6, zorder=0)
         axes.set_xlabel("further updates")
         axes.set_ylabel(label)
-    handles, labels = panels[0].get_legend_handles_labels()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
     if len(labels) <= 12:
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=5.5)
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=5.5)
+    return figure
+
+
+STALE = {
+    "cosine_to_true": "cosine to the true gradient", "length_along_true": "length along it, share",
+    "cosine_to_unbiased": "cosine to the weighted one", "clip_share": "clip share",
+    "ratio_std": "std of the ratio", "sequence_ess": "sample size, share",
+}  # fmt: skip
+BOUNDS = (0.8, 1.2)
+
+
+def ratios(frame: pd.DataFrame) -> Figure | None:
+    """Histograms of the tokens' and the completions' log-ratios after some updates."""
+    frame = frame[frame["updates"] > 0] if not frame.empty else frame
+    if frame.empty:
+        return None
+    figure = style.new_figure(style.DOUBLE_COLUMN, 2.5)
+    for axes, level in zip(figure.subplots(1, 2), ("token", "sequence"), strict=True):
+        own = frame[frame["level"] == level]
+        for i, (updates, one) in enumerate(own.groupby("updates")):
+            edges = [*one["low"], one["high"].iloc[-1]]
+            look = style.nth_style(i, f"after {updates}")
+            axes.stairs(one["share"], edges, color=look.colour, ls=look.line, lw=0.9,
+                        label=look.label)  # fmt: skip
+        for bound in BOUNDS:
+            axes.axvline(np.log(bound), color="0.5", lw=0.7, ls=":")
+        axes.set_yscale("log")
+        axes.set_xlabel(f"log-ratio of a {'token' if level == 'token' else 'completion'}")
+        axes.set_ylabel("share of a bin")
+        axes.legend(fontsize=5.5)
     return figure

@@ -11,6 +11,8 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from grpolab.probe.records import Probe
+from grpolab.probe.token_map import alike
+from grpolab.results.visible import visible
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Probe</title><style>
@@ -36,7 +38,7 @@ the standard error of cosine_to_first over groups.</p>
 {% endfor %}
 <h2>Tokens</h2>
 <p>What each arm reinforces (blue) and suppresses (red), token by token: −∂loss/∂log p, as a share
-of the arm's largest here.</p>
+of the arm's largest here. Arms that do the same, up to a factor, share a line.</p>
 {% for text in texts %}<h3>Completion {{ text.row }}</h3>
 {% for line in text.lines %}<div class="arm">{{ line.arm }}</div><div class="tokens">
 {%- for token in line.tokens -%}
@@ -45,12 +47,15 @@ of the arm's largest here.</p>
 </body></html>
 """
 TEXT_ARMS = 12
-"""Arms whose tokens are shown."""
+"""Patterns that are shown; arms that do the same to all tokens, up to a factor, are one."""
 
 
 def write_page(found: Probe, folder: Path, figures: list[str]) -> Path:
-    """probe.html beside the frames; whatever a model wrote is escaped."""
-    environment = Environment(autoescape=True)
+    """probe.html beside the frames; whatever a model wrote is escaped, control characters too."""
+    environment = Environment(
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else visible(value),
+    )
     columns = [
         "arm", "norm", "loss", "clip_share", "contributing_tokens", "contributing_groups", "snr",
         "repeat_cosine", "half_cosine", "cosine_to_first", "cosine_error",
@@ -83,23 +88,22 @@ def _figure(folder: Path, name: str) -> dict[str, Any]:
 def _texts(tokens: pd.DataFrame) -> list[dict[str, Any]]:
     if tokens.empty:
         return []
-    largest = tokens["weight"].abs().groupby(tokens["arm"]).max()
-    arms = list(dict.fromkeys(tokens["arm"]))[:TEXT_ARMS]
+    patterns = alike(tokens)[:TEXT_ARMS]
     found = []
-    for row, own in tokens.groupby("row"):
+    for row in sorted(tokens["row"].unique()):
         lines = [
             {
-                "arm": arm,
+                "arm": " · ".join(arms),
                 "tokens": [
                     {
                         "text": t.text,
                         "weight": f"{t.weight:.3g}",
-                        "colour": colour(float(str(t.weight)), float(largest[arm])),
+                        "colour": colour(float(str(t.relative)), 1.0),
                     }
-                    for t in own[own["arm"] == arm].itertuples()
+                    for t in own[own["row"] == row].itertuples()
                 ],
             }
-            for arm in arms
+            for arms, own in patterns
         ]
         found.append({"row": row, "lines": lines})
     return found

@@ -61,3 +61,5 @@ class Probe:
     """Backward passes over single completions that gave all of it."""
     kept: dict[str, Tensor] = field(default_factory=dict)
     """Parameter → [J, numel] the gradients themselves, where asked for."""
+    ratios: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """A bin of the log-ratios' histogram a row: updates, level, low, high, share; as above."""

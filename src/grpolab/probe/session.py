@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,15 @@ from torch import Tensor
 from grpolab.component import ConfigError
 from grpolab.config import Run
 from grpolab.objective.beta import Beta
-from grpolab.probe import measures, stale
+from grpolab.probe import measures
 from grpolab.probe.arms import Arm, arms_of, parse_variants, recomposed
 from grpolab.probe.gradients import make_basis, products
+from grpolab.probe.offpolicy import OffPolicy, off_policy
 from grpolab.probe.parts import pieces_of, scaled, token_weights
 from grpolab.probe.records import METRICS, Probe, Reading
 from grpolab.probe.rollouts import Pool, SharedCollector, make_pool, make_table
 from grpolab.probe.source import Place, State, load_state, place_of, run_folder_of
+from grpolab.probe.staleness import FRESH, By, Staleness
 from grpolab.probe.table import Reader, SharedForward, Table, TableForward
 from grpolab.sweep.compose import Command
 from grpolab.tasks.base import Examples
@@ -38,6 +39,8 @@ def probe(
     config_dir: str | None = None,
     keep_gradients: bool = False,
     staleness: Sequence[int] = (),
+    stale_by: By = "batch",
+    fresh: int = FRESH,
     **settings: str,
 ) -> Probe:
     """The gradients of every variant on the same rollouts.
@@ -51,6 +54,9 @@ def probe(
         config_dir: of YAML files of your own.
         keep_gradients: keep every arm's gradient; all of them in memory.
         staleness: further updates of the first arm after which to look again.
+        stale_by: where those updates come from: "batch", this batch, or "fresh", whole training
+            steps on fresh prompts.
+        fresh: batches of fresh completions that the true gradient then is estimated from; 0: none.
         settings: overrides of groups: model="tiny", task="gsm8k".
 
     Raises:
@@ -60,7 +66,8 @@ def probe(
     place, words = located(words, run, checkpoint, config_dir)
     chosen = parse_variants(variants) if variants else []
     base, arms = arms_of(Command(words, config_dir=config_dir), chosen)
-    found = measure(base, arms, place, keep=keep_gradients, staleness=staleness)
+    asked = Staleness(tuple(staleness), stale_by, fresh)
+    found = measure(base, arms, place, keep=keep_gradients, staleness=asked)
     if out is not None:
         write(found, Path(out))
     return found
@@ -88,7 +95,7 @@ def located(
 
 def measure(
     base: Run, arms: Sequence[Arm], place: Place, *, keep: bool = False,
-    staleness: Sequence[int] = (),
+    staleness: Staleness | None = None,
 ) -> Probe:  # fmt: skip
     """Draws the rollouts and probes them."""
     from grpolab.sweep.preflight import check
@@ -109,51 +116,28 @@ def measure(
         _read(reading, state, table, places)
     forward = SharedForward(outputs_run, state.policy, state.reference)
     found = _summary(readings, pool, table, forward, state, keep=keep)
-    if staleness:
-        found.staleness = _stale(readings, pool, table, forward, state, sorted(set(staleness)))
+    if staleness is not None and staleness.updates:
+        view = _off_policy(readings, pool, table, forward, state, ready.examples, staleness)
+        found.staleness, found.ratios = view.staleness, view.ratios
     return found
 
 
-def _stale(
+def _off_policy(
     readings: Sequence[Reading], pool: Pool, table: Table, forward: SharedForward, state: State,
-    updates: Sequence[int],
-) -> pd.DataFrame:  # fmt: skip
+    examples: Examples, asked: Staleness,
+) -> OffPolicy:  # fmt: skip
     """Every arm's gradient after further updates of the first; changes the policy."""
-    first = readings[0]
-    for reading, places in zip(readings, pool.places, strict=True):
-        reading.rollouts.old_logps = table.now["logps"][places, : reading.rollouts.mask.shape[1]]
-    truth = replace(first, arm=stale.unbiased_of(first.arm), rollouts=replace(first.rollouts))
-    everyone, everywhere = [truth, *readings], [pool.places[0], *pool.places]
-    learner = stale.Learner(first.arm, state.policy, state.reference)
-    records = []
-    for count in updates:
-        learner.to(count, replace(first.rollouts), state.step, first.beta)
-        now = make_table(
-            forward.run, state.policy, state.reference, pool.rows, set(table.now), ref=False
-        )
-        now.ref = table.ref
-        for reading, places in zip(everyone, everywhere, strict=True):
+
+    def gram(everyone: Sequence[Reading], rows: Pool, now: Table) -> measures.Array:
+        for reading, places in zip(everyone, rows.places, strict=True):
             _slopes(reading, state, now, places)
         combinations = [
-            (places, _padded(r, pool)) for r, places in zip(everyone, everywhere, strict=True)
+            (places, _padded(r, rows)) for r, places in zip(everyone, rows.places, strict=True)
         ]
-        basis = make_basis(combinations, len(pool.rows))
-        gram = products(forward, pool.rows, basis, now.outputs()).gram.numpy()
-        cosine = measures.cosines(gram)
-        width = first.rollouts.mask.shape[1]
-        assert first.rollouts.old_logps is not None
-        ess = stale.sequence_ess(
-            now.logps_of(pool.places[0], width), first.rollouts.old_logps, first.rollouts.mask
-        )
-        for j, reading in enumerate(everyone):
-            if j:
-                metrics = {k: reading.metrics.get(name, math.nan) for k, name in METRICS.items()}
-                records.append(
-                    {"updates": count, "arm": reading.arm.name, "norm": math.sqrt(gram[j, j]),
-                     "cosine_to_unbiased": cosine[0, j], "cosine_to_first": cosine[1, j],
-                     "sequence_ess": ess, **metrics}
-                )  # fmt: skip
-    return stale.frame(records)
+        basis = make_basis(combinations, len(rows.rows))
+        return products(forward, rows.rows, basis, now.outputs()).gram.numpy()
+
+    return off_policy(readings, asked, table, pool.places, forward, state, examples, gram)
 
 
 def _has_model(arm: Arm) -> bool:
@@ -296,6 +280,7 @@ def write(found: Probe, folder: Path) -> None:
         ("parts", found.parts, False),
         ("scaling", found.scaling, False),
         ("staleness", found.staleness, False),
+        ("ratios", found.ratios, False),
     ):
         if frame.empty:
             continue

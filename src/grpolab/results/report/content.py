@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +18,6 @@ PROMPTS = 3  # shown side by side, from the first and from the last step that al
 _LONGEST = 2000  # characters of a completion
 _UNTOLD = ("seed", "output_dir", "study", "tracking", "retry", "on_error", "checkpoint", "report")
 _DISTINCT = ("git_sha", "python", "platform", "gpu", "cpus", "threads", "world_size")
-# C0 but tab and newline, delete, C1, marks that turn the direction of what follows, half pairs
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
-)
 
 
 @dataclass(frozen=True)
@@ -44,11 +39,6 @@ class Provenance:
     values: dict[str, list[str]] = field(default_factory=dict)
     """{what: its distinct values over the runs}."""
     changed_sources: bool = False
-
-
-def visible(text: object) -> str:
-    """Text with each character that a page hides, or that turns others round, as its escape."""
-    return _HIDDEN.sub(lambda match: ascii(match[0])[1:-1], str(text))
 
 
 def folders(output_dir: Path, runs: pd.DataFrame) -> dict[tuple[str, int], Path]:

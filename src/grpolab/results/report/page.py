@@ -21,6 +21,7 @@ from grpolab.results.load import load
 from grpolab.results.report import content
 from grpolab.results.summary import arm_table, check_metric, check_one_study, run_values
 from grpolab.results.verdicts import Rules, in_words, verdicts
+from grpolab.results.visible import visible
 from grpolab.tracking.folder import write_atomically
 
 HEADINGS = {
@@ -131,7 +132,7 @@ def _template() -> Any:
 
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) else content.visible(value),
+        finalize=lambda value: value if isinstance(value, Markup) else visible(value),
     )  # fmt: skip
     environment.filters |= {"number": number, "asset": Markup}
     return environment.from_string(_asset("page.html.j2"))
