@@ -22,6 +22,7 @@ ANALYZE_KEYS = {
     "correction": "for many arms: holm (the default), bonferroni, bh, dunnett, none",
     "alpha": "chance of any wrong better or worse (.05)",
     "test": "auto (paired t, without shared seeds Welch), paired_t, sign_flip, welch, permutation",
+    "by": "a factor within whose levels arms are compared, or several: by=updates_per_batch (null)",
     "figures": "figures=[forest,…] or usual; all that can be drawn",
     "order": "a ladder's changes in this order: order=[clip.high,aggregation,…] (alphabetical)",
     "dark": "true: each figure for dark pages too (false)",

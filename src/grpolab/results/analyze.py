@@ -39,6 +39,7 @@ _SCRIPT_DEFAULTS: dict[str, str | None] = {
     "correction": "holm",
     "alpha": "0.05",
     "test": "auto",
+    "by": None,
 }
 
 
@@ -82,19 +83,20 @@ def analyze(
     dark: bool | str = False,
     order: str | Sequence[str] = (),
     kept: str | Path | None = None,
+    by: str | Sequence[str] | None = None,
 ) -> AnalyzeOutput:
     """Load the runs (see `load`) and write their analysis under `out`.
 
     Default `out`: see `default_out`. `metric`: one, or several (`[eval/accuracy,length/mean]`),
     which are one family to the correction; figures show the first, and what shows a metric is drawn
     for each. `where`: a filter of runs and numbers (see `load`). `equivalence`, `correction`,
-    `alpha` and `test` are the verdicts' (numbers may be text). `figures`: names of FIGURES,
+    `alpha`, `test` and `by` are the verdicts' (numbers may be text). `figures`: names of FIGURES,
     `usual`, or all that have something to show; `dark`: their variants for dark pages too;
     `order`: config keys, in which a ladder's changes are added where there is a choice. Nothing is
     written if the results, a metric or a figure asked for do not exist or one of these is not
     allowed (ResultsError).
     """
-    rules = Rules.of(alpha, correction, test, equivalence)
+    rules = Rules.of(alpha, correction, test, equivalence, by)
     drawing.chosen(figures)  # a wrong name is refused before the runs are read
     metrics = drawing.listed(metric)
     both = drawing.truth("dark", dark)
@@ -103,7 +105,7 @@ def analyze(
     for name in metrics:
         check_metric(results, name)
     folder = Path(out) if out is not None else default_out(output_dir, results, sweep, study, where)
-    judged = verdicts(results, metrics, rules.equivalence, rules.alpha, correction, test)
+    judged = verdicts(results, metrics, **asdict(rules))
     arms = pd.concat([arm_table(results, name) for name in metrics], ignore_index=True)
     runs = pd.concat([run_values(results, name) for name in metrics], ignore_index=True)
     keys = tuple(drawing.listed(order)) if order else ()
@@ -213,7 +215,8 @@ class ScriptInput:
 
 def script_input(argv: Sequence[str]) -> ScriptInput:
     """`key=value` arguments: sweep (latest), study, uri, kept, output_dir, where, metric, out
-    (figures), dark, order, and the verdicts' rules equivalence, correction, alpha, test.
+    (figures), dark, order, and the verdicts' rules equivalence, correction, alpha, test,
+    by.
 
     Values stay text (a sweep called 1e5 is no number). ResultsError for any other key.
     """
@@ -224,7 +227,9 @@ def script_input(argv: Sequence[str]) -> ScriptInput:
             raise refuse(key, value, "no such argument of this script", sorted(given), key)
         given[key] = None if value in ("", "null") else value
     text = {key: given[key] or default for key, default in _SCRIPT_DEFAULTS.items() if default}
-    rules = Rules.of(text["alpha"], text["correction"], text["test"], given["equivalence"])
+    rules = Rules.of(
+        text["alpha"], text["correction"], text["test"], given["equivalence"], given["by"]
+    )
     newest = given["sweep"] == "latest" and given["kept"] is not None
     results = load(
         output_dir=text["output_dir"],

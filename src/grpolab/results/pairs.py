@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from grpolab.results import statistics
+from grpolab.results.frames import FACTOR_PREFIX, refuse
 from grpolab.results.statistics import Comparison
 from grpolab.results.summary import arms_of, usable
 
@@ -63,26 +65,41 @@ class Pair:
         return tests[self.test](self.x, self.y, margin, np.random.default_rng(self.seed))
 
 
-def pairs_of(values: pd.DataFrame, test: str, rng: np.random.Generator) -> list[Pair]:
-    """Every arm with its study's baseline, in the order of the studies and their arms."""
+def names_of(by: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The factors of `by`, given as a list, separated by commas, in brackets, or null."""
+    if by is None or by == "null":
+        return ()
+    names = by.strip("[]").split(",") if isinstance(by, str) else by
+    return tuple(name.strip() for name in names if name.strip())
+
+
+def pairs_of(
+    values: pd.DataFrame, test: str, rng: np.random.Generator, by: Sequence[str] = ()
+) -> list[Pair]:
+    """Every arm with its baseline, in the order of the studies and their arms: the study's, or
+    with `by` the arm that has its values of those factors and the study's baseline's of others.
+
+    Raises:
+        ResultsError: `by` names no swept factor, or an arm has no such arm to be compared with.
+    """
     found = []
     for _, runs in values.groupby("study"):
         arms = list(arms_of(runs))
-        base = next((entry for entry in arms if entry[2]), None)
-        if base is None:
+        if not any(baseline for _, _, baseline, _ in arms):
             continue
-        theirs, lost = _by_seed(base[3]), _failed(base[3])
-        for study, arm, baseline, group in arms:
-            if baseline:
+        groups = {arm: group for _, arm, _, group in arms}
+        for study, arm, base in _against(arms, by):
+            if arm == base:
                 continue
-            ours = _by_seed(group)
+            group, base_group = groups[arm], groups[base]
+            ours, theirs = _by_seed(group), _by_seed(base_group)
             x, y, chosen = _samples(ours, theirs, test)
             found.append(
                 Pair(
                     study=study,
                     metric=str(values["metric"].iloc[0]),
                     arm=arm,
-                    baseline=base[1],
+                    baseline=base,
                     by_seed=ours,
                     baseline_by_seed=theirs,
                     x=x,
@@ -91,11 +108,40 @@ def pairs_of(values: pd.DataFrame, test: str, rng: np.random.Generator) -> list[
                     seed=int(rng.integers(2**63)),
                     runs=len(group),
                     failed=_failed(group),
-                    baseline_runs=len(base[3]),
-                    baseline_failed=lost,
+                    baseline_runs=len(base_group),
+                    baseline_failed=_failed(base_group),
                 )
             )
     return found
+
+
+def _against(
+    arms: Sequence[tuple[str, str, bool, pd.DataFrame]], by: Sequence[str]
+) -> Iterator[tuple[str, str, str]]:
+    """(study, arm, the arm it is compared with) for each of a study's arms."""
+    _, base, _, base_runs = next(entry for entry in arms if entry[2])
+    if not by:
+        yield from ((study, arm, base) for study, arm, _, _ in arms)
+        return
+    columns = [c for c in base_runs if c.startswith(FACTOR_PREFIX) and c != f"{FACTOR_PREFIX}seed"]
+    held = [FACTOR_PREFIX + name for name in by]
+    for name, column in zip(by, held, strict=True):
+        if column not in columns:
+            swept = [c.removeprefix(FACTOR_PREFIX) for c in columns]
+            raise refuse("by", name, "no such swept factor", swept)
+    named = {_levels(group, columns): arm for _, arm, _, group in arms}
+    usual = dict(zip(columns, _levels(base_runs, columns), strict=True))
+    for study, arm, _, group in arms:
+        wanted = usual | dict(zip(held, _levels(group, held), strict=True))
+        if tuple(wanted.values()) not in named:
+            problem = f"arm {arm} has none of its levels to be compared with in study {study}"
+            raise refuse("by", ",".join(by), problem, list(named.values()))
+        yield study, arm, named[tuple(wanted.values())]
+
+
+def _levels(group: pd.DataFrame, columns: Sequence[str]) -> tuple[str, ...]:
+    """The arm's values of these factors; one that it does not have is null."""
+    return tuple(str(value) for value in group[list(columns)].iloc[0].fillna("null"))
 
 
 def _samples(x: pd.Series[float], y: pd.Series[float], test: str) -> tuple[Array, Array, str]:

@@ -2,6 +2,9 @@
 
 - One value a run, the mean of a metric's last 10 % of evaluations; the seed is the unit. Runs are
   paired by seed where at least two seeds are shared, else two unpaired samples.
+- `by` names swept factors that are not what is asked about: each arm is then compared with the arm
+  that has its values of those and the baseline's of all others (`by=updates_per_batch`: none
+  against ppo, both with 1 update, both with 4, …).
 - All comparisons of a study, over arms and metrics, are one family: `correction` holds over them.
 - `equivalent`: two one-sided tests reject a difference of δ or more, either way, after the same
   correction. It goes before better and worse: below δ a difference does not matter, however sure.
@@ -31,7 +34,7 @@ from scipy import stats
 from grpolab.results import statistics
 from grpolab.results.frames import Results, ResultsError, refuse
 from grpolab.results.metrics import describe
-from grpolab.results.pairs import TESTS, Array, Pair, pairs_of
+from grpolab.results.pairs import TESTS, Array, Pair, names_of, pairs_of
 from grpolab.results.statistics import Comparison, Dunnett
 from grpolab.results.summary import run_values
 from grpolab.results.words import in_words
@@ -53,6 +56,7 @@ class Rules:
     correction: str = "holm"
     test: str = "auto"
     equivalence: float | None = None
+    by: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -61,6 +65,7 @@ class Rules:
         correction: str = "holm",
         test: str = "auto",
         equivalence: float | str | None = None,
+        by: str | Sequence[str] | None = None,
     ) -> Rules:
         """The rules from values or their text; ResultsError, the key first, for what is neither."""
         corrections = sorted([*statistics.ADJUST, DUNNETT])
@@ -70,12 +75,16 @@ class Rules:
             raise refuse("test", test, "no such test", TESTS)
         if correction == DUNNETT and test != "auto":
             raise refuse("test", test, "correction=dunnett has a test of its own", ["auto"])
+        factors = names_of(by)
+        if factors and correction == DUNNETT:
+            problem = "correction=dunnett compares all arms with one baseline"
+            raise refuse("by", ",".join(factors), problem, ["null"])
         share = _number("alpha", alpha, "a number above 0 and below .5", lambda a: 0 < a < 0.5)
         if equivalence in (None, "", "null"):
-            return cls(share, correction, test)
+            return cls(share, correction, test, None, factors)
         wanted = "a difference that would matter, above 0 and finite, or null"
         margin = _number("equivalence", equivalence, wanted, lambda d: 0 < d < math.inf)
-        return cls(share, correction, test, margin)
+        return cls(share, correction, test, margin, factors)
 
 
 def verdicts(
@@ -86,20 +95,22 @@ def verdicts(
     correction: str = "holm",
     test: str = "auto",
     rng: np.random.Generator | None = None,
+    by: str | Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Each arm's final value of each metric against its study's baseline: VERDICT_COLUMNS.
 
     `correction`: holm, bonferroni, bh, dunnett, none. `test`: auto (paired t, or Welch's t where
     fewer than two seeds are shared), paired_t, sign_flip, welch, permutation. `rng` draws patterns
-    where there are too many to count; the default gives the same table every time. A study without
+    where there are too many to count; the default gives the same table every time. `by`: factors
+    within whose levels arms are compared, as a list or separated by commas. A study without
     baseline runs has no verdicts, an arm without values a row without numbers. The frame's `attrs`
     keep alpha and equivalence.
     """
-    rules = Rules.of(alpha, correction, test, equivalence)
+    rules = Rules.of(alpha, correction, test, equivalence, by)
     source = rng or np.random.default_rng(0)
     names = list(dict.fromkeys([metrics] if isinstance(metrics, str) else metrics))
     values = [run_values(results, metric) for metric in names]
-    pairs = [pair for table in values for pair in pairs_of(table, rules.test, source)]
+    pairs = [pair for table in values for pair in pairs_of(table, rules.test, source, rules.by)]
     rows: list[dict[str, object]] = []
     for study in dict.fromkeys(pair.study for pair in pairs):
         family = [pair for pair in pairs if pair.study == study]

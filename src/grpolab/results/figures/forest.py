@@ -52,7 +52,6 @@ def forest(verdicts: pd.DataFrame, margin: float | None = None) -> Drawn:
     without a finite difference keeps its row and says so.
     """
     table = _rows(verdicts)
-    baseline = str(table["baseline"].iloc[0])
     labels = [row_label(str(arm)) for arm in table["arm"]]
     with matplotlib.rc_context(style.PAPER):
         figure = style.new_figure(style.DOUBLE_COLUMN, 0.8 + 0.24 * row_count(labels))
@@ -62,9 +61,15 @@ def forest(verdicts: pd.DataFrame, margin: float | None = None) -> Drawn:
             _draw_row(axes, y, row)
         arm_rows(axes, labels)
         label = describe(str(table["metric"].iloc[0])).label
-        axes.set_xlabel(f"Δ {label} against {style.readable(baseline)}")
+        axes.set_xlabel(f"Δ {label} against {_baseline(table)}")
         _legend(figure, table, margin)
     return Drawn(figure, _caption(table, margin))
+
+
+def _baseline(table: pd.DataFrame) -> str:
+    """What the arms are compared with, in words, be it one arm or each row's own."""
+    names = [style.readable(str(name)) for name in dict.fromkeys(table["baseline"])]
+    return names[0] if len(names) == 1 else "the baseline's choice at the same level"
 
 
 def _rows(verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -132,7 +137,6 @@ def _legend(figure: Figure, table: pd.DataFrame, margin: float | None) -> None:
 
 def _caption(table: pd.DataFrame, margin: float | None) -> str:
     metric = describe(str(table["metric"].iloc[0]))
-    baseline = style.readable(str(table["baseline"].iloc[0]))
     means = ", ".join(sorted({f"{value:.3f}" for value in table["baseline_mean"].dropna()}))
     kinds = ", ".join(dict.fromkeys(str(kind) for kind in table["interval"] if kind))
     tests = ", ".join(dict.fromkeys(str(test).partition(";")[0] for test in table["test"]))
@@ -143,7 +147,7 @@ def _caption(table: pd.DataFrame, margin: float | None) -> str:
     return style.join(
         [
             f"Difference of each arm's {metric.label.lower()} to the baseline's ({FINAL}; "
-            f"baseline: {baseline}, mean {means or 'none'}); better is to the {better}.",
+            f"baseline: {_baseline(table)}, mean {means or 'none'}); better is to the {better}.",
             f"Bars: {kinds or 'no'} intervals of the difference; {n} runs or pairs of runs of one "
             "seed, beside each row.",
             f"Verdicts, by colour and marker, from p by {tests}, corrected over arms: "
