@@ -40,6 +40,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         "rewards.math_verify",
         "rewards.length",
         "rewards.repetition",
+        "rewards.random",
         "rewards.neural",
         "rewards.python",
         "rewards.mixture",

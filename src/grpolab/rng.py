@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-STREAMS = ("init", "prompts", "sampling", "selection", "dropout")
+STREAMS = ("init", "prompts", "sampling", "selection", "reward", "dropout")
 
 
 def derive(seed: int, stream: str, *indices: int) -> int:

@@ -28,6 +28,9 @@ class RewardInputs:
     """The sampler's token limit."""
     tokens: Callable[[], Sequence[Sequence[int]]] | None = None
     """Makes the N lists of token ids, for the reward that needs them."""
+    noise: Callable[[], Sequence[float]] | None = None
+    """Draws N numbers, uniform in [0, 1), by seed, step and place in the batch; others at each
+    call, so that two parts of a mixture do not share them."""
 
     def __len__(self) -> int:
         return len(self.completions)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from grpolab.training.ranks import ALONE, Ranks
 from grpolab.training.replay import ReplayBuffer, fill, packed, replay_metrics, unpacked
 
 CORRECT = 0.999  # a verifier's score from which an answer counts as right
+Noise = Callable[[int], list[float]]
+"""Group size → a number in [0, 1) for each of this rank's completions, others at each call."""
 
 
 @dataclass
@@ -71,7 +73,8 @@ class Collector:
             with self.clock("sample"):
                 own = self._sample(indices, step, round_)
             with self.clock("score"):
-                verdicts = [] if own is None else self._score(own)
+                noise = self._reward_noise(len(indices), step, round_)
+                verdicts = [] if own is None else self._score(own, noise)
             rollouts, verdicts = self._joined(own, verdicts)
             verified += verdicts
             assert rollouts.rewards is not None
@@ -154,19 +157,33 @@ class Collector:
         shape = (rollouts.groups, rollouts.group_size)
         return torch.rand(shape, generator=source).to(rollouts.mask.device)
 
-    def _score(self, rollouts: Rollouts) -> list[float]:
+    def _reward_noise(self, prompts: int, step: int, round_: int) -> Noise:
+        """For a reward that is drawn: of all ranks' completions, and of those this rank's [N]."""
+        source = generator(self.run.seed, "reward", step, round_)
+        own = self.ranks.part(prompts)
+
+        def draw(group: int) -> list[float]:
+            whole = torch.rand((prompts, group), generator=source, dtype=torch.float64)
+            found: list[float] = whole[own].flatten().tolist()
+            return found
+
+        return draw
+
+    def _score(self, rollouts: Rollouts, noise: Noise) -> list[float]:
         examples = [self.examples.train[i] for i in rollouts.prompt_index.tolist()]
-        verified = score(self.run, rollouts, examples)
+        verified = score(self.run, rollouts, examples, noise)
         if self.run.advantage.needs_greedy:
-            rollouts.greedy_rewards = self._greedy_rewards(rollouts, examples)
+            rollouts.greedy_rewards = self._greedy_rewards(rollouts, examples, noise)
         return verified
 
-    def _greedy_rewards(self, rollouts: Rollouts, examples: Sequence[Example]) -> Tensor:
+    def _greedy_rewards(
+        self, rollouts: Rollouts, examples: Sequence[Example], noise: Noise
+    ) -> Tensor:
         """[P] rewards of the greedy completion of each prompt."""
         prompts = [self._encoded[i] for i in rollouts.prompt_index.tolist()]
         draw = Draw(self.run.seed, (), 1, greedy=True)
         greedy = sample_rollouts(self.run.sampler, self.policy, prompts, draw, self.room)
-        score(self.run, greedy, examples)
+        score(self.run, greedy, examples, noise)
         assert greedy.rewards is not None
         return greedy.rewards.squeeze(1)
 
@@ -185,9 +202,11 @@ def encode_examples(encoder: Encoder, examples: Sequence[Example]) -> list[list[
     return encoder.encode([e.prompt for e in examples])
 
 
-def score(run: Run, rollouts: Rollouts, examples: Sequence[Example]) -> list[float]:
+def score(
+    run: Run, rollouts: Rollouts, examples: Sequence[Example], noise: Noise | None = None
+) -> list[float]:
     """Fills in the rewards [P, G] and their parts; what the task's verifier gave on the way [N],
-    NaN where it did not."""
+    NaN where it did not. `noise` is for a reward that is drawn."""
     group = rollouts.group_size
     inputs = RewardInputs(
         completions=rollouts.texts,
@@ -197,6 +216,7 @@ def score(run: Run, rollouts: Rollouts, examples: Sequence[Example]) -> list[flo
         truncated=rollouts.truncated.tolist(),
         max_length=run.sampler.max_new_tokens,
         tokens=rollouts.completion_tokens,
+        noise=None if noise is None else partial(noise, group),
     )
     scores = run.reward(inputs)
     device = rollouts.mask.device
