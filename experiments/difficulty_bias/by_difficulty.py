@@ -3,10 +3,10 @@
     python experiments/difficulty_bias/by_difficulty.py study=difficulty_bias output_dir=outputs
         out=experiments/difficulty_bias
 
-The difficulty of a sum of two-digit numbers is how many of its columns reach ten: each is a carry to
-remember or a leading 1 to write, which the embedded model has been taught to forget. Every model, and
-the one they all start from, answers the same prompts that no run trained on: PROMPTS of each
-difficulty, SAMPLES at temperature 1 each, with the same sampling noise for all runs of a seed.
+The difficulty of a sum is how many of its columns reach ten: each is a carry to remember or a
+leading 1 to write, which the embedded model has been taught to forget. Every model, and the one
+they all start from, answers the same prompts that no run trained on: PROMPTS of each difficulty,
+SAMPLES at temperature 1 each, with the same sampling noise for all runs of a seed.
 Writes `by_difficulty.csv` (arm, seed, tens, accuracy; arm `start` before training) and, with the
 paired t test and Holm over arms and difficulties, `difficulty_verdicts.csv`.
 """
@@ -15,6 +15,7 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -76,12 +77,14 @@ def measured(study: str, output_dir: str) -> pd.DataFrame:
     rows: list[dict[str, object]] = []
     for number, found in enumerate(runs[runs["status"] == "done"].itertuples()):
         folder = Path(output_dir) / study / str(found.job_id)
-        run = bind_run(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
+        raw: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        run = bind_run(raw)
         encoder = Encoder(run.model)
-        policies = {str(found.arm): load_state(run, encoder, place_of(folder), needs_reference=False)}
+        weights = {str(found.arm): folder}
         if number == 0:
-            policies[START] = load_state(run, encoder, place_of(Path(encoder.path)), needs_reference=False)
-        for arm, state in policies.items():
+            weights[START] = Path(encoder.path)
+        for arm, place in weights.items():
+            state = load_state(run, encoder, place_of(place), needs_reference=False)
             rows += [
                 {"arm": arm, "seed": run.seed, "tens": level, "accuracy": share}
                 for level, share in accuracies(run, state.policy).items()
