@@ -30,7 +30,7 @@ from grpolab.results.figures.common import INTERVAL
 from grpolab.results.frames import Results, ResultsError
 from grpolab.results.load import load
 from grpolab.results.metrics import describe
-from grpolab.results.summary import run_values, usable
+from grpolab.results.summary import arms_of, run_values, usable
 
 KEYS = {
     "kept": "folder of the study's runs.parquet and history.parquet",
@@ -44,11 +44,10 @@ Cells = dict[frozenset[str], npt.NDArray[np.float64]]
 
 def cells(results: Results, metric: str) -> tuple[list[str], Cells]:
     """The parts' names, and {parts that are on: final values [seeds]} in the order of the seeds."""
-    values = usable(run_values(results, metric))
     found: Cells = {}
-    for (arm, baseline), group in values.groupby(["arm", "baseline"]):
-        on = frozenset() if baseline else frozenset(str(arm).split(","))
-        found[on] = group.sort_values("seed")["final"].to_numpy(dtype=float)
+    for _, arm, baseline, group in arms_of(run_values(results, metric)):
+        on = frozenset() if baseline else frozenset(arm.split(","))
+        found[on] = usable(group).sort_values("seed")["final"].to_numpy(dtype=float)
     parts = sorted(frozenset().union(*found))
     sizes = {len(own) for own in found.values()}
     if len(found) != 2 ** len(parts) or len(sizes) != 1:

@@ -30,8 +30,8 @@ from grpolab.results import statistics
 from grpolab.results.frames import ResultsError
 from grpolab.results.load import load
 from grpolab.sampling.base import Draw
-from grpolab.tasks.arithmetic import columns
-from grpolab.tasks.base import Example
+from grpolab.tasks.arithmetic import Arithmetic, columns
+from grpolab.tasks.base import Example, Task
 from grpolab.training.collect import correctness, encode_examples, sample_rollouts
 
 KEYS = {
@@ -48,10 +48,11 @@ def tens(example: Example) -> int:
     return sum(total >= 10 for total in columns(example.meta["a"], example.meta["b"]))
 
 
-def fresh_prompts(run: Run) -> dict[int, list[Example]]:
+def fresh_prompts(task: Task) -> dict[int, list[Example]]:
     """{difficulty: PROMPTS examples that are in no training set}, the same for every run."""
-    trained = {example.prompt for example in run.task.load().train}
-    rest = [example for example in run.task.everything() if example.prompt not in trained]
+    assert isinstance(task, Arithmetic)
+    trained = {example.prompt for example in task.load().train}
+    rest = [example for example in task.everything() if example.prompt not in trained]
     random.Random(0).shuffle(rest)
     found: dict[int, list[Example]] = {}
     for example in rest:
@@ -62,7 +63,7 @@ def fresh_prompts(run: Run) -> dict[int, list[Example]]:
 def accuracies(run: Run, policy: Policy) -> dict[int, float]:
     """{difficulty: share of right samples}."""
     found = {}
-    for level, examples in fresh_prompts(run).items():
+    for level, examples in fresh_prompts(run.task).items():
         prompts = encode_examples(policy.encoder, examples)
         draw = Draw(run.seed, (STREAM, level), SAMPLES)
         texts = sample_rollouts(run.sampler, policy, prompts, draw).texts
