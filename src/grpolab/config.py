@@ -26,6 +26,7 @@ from grpolab.objective.settings import setting
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Engine = Literal["auto", "plain"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Shard = Literal["none", "fsdp2"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,9 @@ class Hardware:
     )
     gradient_checkpointing: bool = setting(
         False, "own kernels keep each layer's input alone and run it again in the backward pass"
+    )
+    shard: Shard = setting(
+        "none", "fsdp2: ranks of one run share out weights, gradients and optimizer state"
     )
     threads: int | None = setting(None, "CPU threads of torch", ge=1)
     deterministic: bool = setting(True, "deterministic kernels; a warning where there is none")
@@ -281,6 +285,7 @@ def check_conflicts(run: Run) -> None:
             "update to stop; allowed: null, or updates_per_batch of at least 2."
         )
     check_selection(run)
+    check_shard(run)
     if run.updates_per_batch % run.minibatches:
         raise ConfigError(
             f"updates_per_batch: {run.updates_per_batch} given with minibatches="
@@ -332,6 +337,21 @@ def check_advantage(run: Run) -> None:
         )
 
 
+def check_shard(run: Run) -> None:
+    """Refuses what cannot be shared out over ranks, also where one process alone has it all."""
+    if run.hardware.shard == "none":
+        return
+    key, given, allowed = "", "", ""
+    if run.model.lora is not None:
+        key, given, allowed = "model.lora", "adapters", "null, or hardware.shard=none"
+    elif run.hardware.dtype == "float16":
+        key, given, allowed = "hardware.dtype", "float16", "bfloat16 or float32"
+    if key:
+        raise ConfigError(
+            f"{key}: {given} given with hardware.shard={run.hardware.shard}; allowed: {allowed}."
+        )
+
+
 def check_selection(run: Run) -> None:
     """Refuses a selection of members that the groups or the advantage cannot give or use."""
     if run.selection.compares and run.sampler.group_size < 2:
@@ -364,6 +384,8 @@ def job_id(raw: Mapping[str, Any]) -> str:
     """12 hex digits of the resolved config and of the package's sources; the seed is inside."""
     kept = {k: v for k, v in raw.items() if k not in UNHASHED}
     kept["checkpoint"] = None  # when the state is saved changes no result
+    if isinstance(kept.get("hardware"), Mapping):  # nor does which rank keeps what
+        kept["hardware"] = {k: v for k, v in kept["hardware"].items() if k != "shard"}
     text = json.dumps(kept, sort_keys=True, default=str)
     return hashlib.sha256((text + fingerprint()).encode()).hexdigest()[:12]
 

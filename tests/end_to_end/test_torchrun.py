@@ -168,14 +168,16 @@ def test_a_rank_that_is_gone_ends_the_others(tmp_path: Path, how: signal.Signals
 
 
 @pytest.mark.parametrize(
-    ("what", "how", "reason"),
+    ("what", "how", "reason", "shard"),
     [
-        ("fails", 'raise ValueError("made to fail")', "rank 1: ValueError: made to fail"),
-        ("gives NaN", 'loss = loss * float("nan")', "non-finite loss or gradient"),
+        ("fails", 'raise ValueError("made to fail")', "rank 1: ValueError: made to fail", "none"),
+        # in the middle of a pass, where the other rank waits for this one's weights
+        ("fails", 'raise ValueError("made to fail")', "rank 1: ValueError: made to fail", "fsdp2"),
+        ("gives NaN", 'loss = loss * float("nan")', "non-finite loss or gradient", "none"),
     ],
 )
 def test_an_error_on_one_rank_is_the_reason_of_the_run(
-    tmp_path: Path, what: str, how: str, reason: str
+    tmp_path: Path, what: str, how: str, reason: str, shard: str
 ) -> None:
     source = BROKEN.replace("{what}", what).replace("{how}", how)
     conf = {"conf/clip/broken.yaml": "_target_: broken.Broken\n", "broken.py": source}
@@ -183,7 +185,7 @@ def test_an_error_on_one_rank_is_the_reason_of_the_run(
     began = time.monotonic()
     done = torchrun(
         "train", "--config-dir", "conf", *RUN, "clip=broken", "tracking=jsonl",
-        "optimizer.max_skipped=0", cwd=tmp_path, seconds=SOON,
+        "optimizer.max_skipped=0", f"hardware.shard={shard}", cwd=tmp_path, seconds=SOON,
     )  # fmt: skip
     assert time.monotonic() - began < SOON
     assert done.returncode != 0

@@ -3,8 +3,9 @@
     torchrun --nproc-per-node 2 ranked.py cases.json folder
 
 cases.json: {name: {"raw": the resolved configuration, "folder": where it runs, "stop": step at
-which a rank is asked to stop | null, "idle": true where the rollouts are made up}}. A case whose
-folder holds a checkpoint goes on.
+which a rank is asked to stop | null, "idle": true where the rollouts are made up, "narrow": true
+where float64 is not, "export": whether the model is written}}. A case whose folder holds a
+checkpoint goes on.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import torch
 from safetensors.torch import save_file
 
 from grpolab.config import bind_run
-from grpolab.policy.policy import Encoder
+from grpolab.policy.policy import Encoder, Policy
+from grpolab.policy.sharding import gathered, local
 from grpolab.rewards.base import RewardInputs, Scores
 from grpolab.tracking.folder import RunFolder
 from grpolab.training.loop import Interrupted, Trainer
@@ -56,19 +58,21 @@ def main(cases: dict[str, dict[str, Any]], folder: Path) -> None:
     with joined("cpu") as ranks:
         for name, case in cases.items():
             found = idle(case, ranks) if case.get("idle") else trained(case, ranks)
-            parameters, metrics = found
+            updater, metrics = found
             out = folder / f"{name}.{ranks.rank}"
-            save_file(parameters, f"{out}.safetensors")
-            Path(f"{out}.json").write_text(json.dumps(metrics))
+            save_file(parameters_of(updater), f"{out}.safetensors")
+            content = {"metrics": metrics, "kept": kept_here(updater)}
+            Path(f"{out}.json").write_text(json.dumps(content))
 
 
-def trained(case: dict[str, Any], ranks: Ranks) -> tuple[dict[str, torch.Tensor], list[Any]]:
-    """The parameters and metrics of a whole run, or of one that was asked to stop."""
+def trained(case: dict[str, Any], ranks: Ranks) -> tuple[Updater, list[Any]]:
+    """The updater and metrics of a whole run, or of one that was asked to stop."""
     run = replace(bind_run(case["raw"]), reward=some)
     folder = Path(case["folder"])
     folder.mkdir(exist_ok=True, parents=True)
     job = Trainer(run, Encoder(run.model), run.task.load(), RunFolder(folder), ranks)
-    double(job.updater)
+    if not case.get("narrow"):
+        double(job.updater)
     logged: list[Any] = []
 
     def log(step: int, metrics: dict[str, float]) -> None:
@@ -82,16 +86,20 @@ def trained(case: dict[str, Any], ranks: Ranks) -> tuple[dict[str, torch.Tensor]
         job.fit(log)
     except Interrupted:
         logged.append(["interrupted", {}])
-    return parameters_of(job.updater), logged
+    if case.get("export"):
+        job.export()
+    return job.updater, logged
 
 
-def idle(case: dict[str, Any], ranks: Ranks) -> tuple[dict[str, torch.Tensor], list[Any]]:
+def idle(case: dict[str, Any], ranks: Ranks) -> tuple[Updater, list[Any]]:
     """Two updates on made-up rollouts of which one group alone has advantages, so that other ranks
     have nothing to learn from; one rank runs out of memory, and goes on."""
     run = bind_run(case["raw"])
-    updater = Updater(run, lab.policy_of(run), ranks=ranks)
+    shares = run.hardware.shard != "none" and not ranks.alone
+    policy = Policy(Encoder(run.model), run.hardware, peers=ranks if shares else None)
+    updater = Updater(run, policy, ranks=ranks)
     double(updater)
-    if ranks.rank == 0:
+    if ranks.rank == 0 and not shares:
         stumble(updater)
     metrics = []
     for step in range(2):
@@ -103,7 +111,7 @@ def idle(case: dict[str, Any], ranks: Ranks) -> tuple[dict[str, torch.Tensor], l
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             metrics.append([step, updater.update(rollouts, step, 0.1)])
-    return parameters_of(updater), metrics
+    return updater, metrics
 
 
 def stumble(updater: Updater) -> None:
@@ -125,8 +133,14 @@ def double(updater: Updater) -> None:
         lab.wide_norms(updater.forward.reference)
 
 
+def kept_here(updater: Updater) -> int:
+    """Numbers of weights and optimizer state in this rank's memory."""
+    state = [v for kept in updater.optimizer.state.values() for v in kept.values() if v.dim()]
+    return sum(local(tensor).numel() for tensor in (*updater.parameters.values(), *state))
+
+
 def parameters_of(updater: Updater) -> dict[str, torch.Tensor]:
-    return {n: p.detach().contiguous().clone() for n, p in updater.parameters.items()}
+    return {n: p.contiguous().clone() for n, p in gathered(updater.parameters).items()}
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from grpolab.component import ConfigError
+from grpolab.config import bind_run, job_id
 from grpolab.training.ranks import ALONE, Ranks, backend, buckets
 
 if TYPE_CHECKING:
@@ -67,6 +69,14 @@ VARIANTS: dict[str, list[str]] = {
     "plain": ["hardware.engine=plain", "sampler.top_k=10", "sampler.match_support=true"],
 }  # fmt: skip
 """What is computed from the whole batch, one way or another."""
+SHARD = "hardware.shard=fsdp2"
+SHARDED = (
+    "token_mean", "kl_full", "adaptive_beta", "remax", "clip_cov", "minibatches", "dynamic",
+    "uneven", "one_group", "hf", "plain",
+)  # fmt: skip
+"""Passes of ours and of Transformers', of a reference that moves too, greedy samples, plans,
+ranks with fewer micro-batches than others or none, samplers of ours and of Transformers'."""
+NARROW = ["hardware.dtype=bfloat16", "kl=k3", "steps=2"]
 RESUMED = ["steps=4", *REPLAY, "kl=k3", "reference=ema", "reference.every=1"]
 
 
@@ -77,6 +87,8 @@ class Ended:
     parameters: list[dict[str, Tensor]]
     metrics: list[list[Any]]
     samples: list[dict[str, Any]]
+    kept: list[int]
+    """Numbers that each rank kept of weights and optimizer state."""
 
 
 def run_cases(ranks: int, cases: dict[str, dict[str, Any]], folder: Path) -> dict[str, Ended]:
@@ -101,8 +113,9 @@ def ended(out: Path, folder: Path, ranks: int) -> Ended:
     samples = folder / "samples.jsonl"
     return Ended(
         [load_file(f"{p}.safetensors") for p in paths],
-        [json.loads(Path(f"{p}.json").read_text()) for p in paths],
+        [json.loads(Path(f"{p}.json").read_text())["metrics"] for p in paths],
         [json.loads(s) for s in samples.read_text().splitlines()] if samples.exists() else [],
+        [json.loads(Path(f"{p}.json").read_text())["kept"] for p in paths],
     )
 
 
@@ -133,14 +146,73 @@ def both(folder: Path) -> tuple[dict[str, Ended], dict[str, Ended]]:
     cases["idle"] = {"raw": little, "idle": True}
     cases["whole"] = {"raw": raw(folder, *RESUMED)}
     cases["stopped"] = {"raw": raw(folder, *RESUMED), "stop": 2}
-    return run_cases(1, cases, folder / "one"), run_cases(2, cases, folder / "two")
+    cases["remembering"] = {"raw": raw(folder, "hardware.gradient_checkpointing=true")}
+    cases["narrow"] = {"raw": raw(folder, *NARROW), "narrow": True}
+    cases["sharded_stopped"] = {"raw": raw(folder, *RESUMED, SHARD), "stop": 2}
+    alone = run_cases(1, cases, folder / "one")
+    for name in (*SHARDED, "idle", "remembering", "narrow"):
+        shared = bind_run(cases[name]["raw"]).raw
+        shared = shared | {"hardware": shared["hardware"] | {"shard": "fsdp2"}}
+        cases[f"sharded_{name}"] = cases[name] | {"raw": shared, "export": name == "plain"}
+    return alone, run_cases(2, cases, folder / "two")
 
 
-@pytest.mark.parametrize("name", [*VARIANTS, "idle"])
+@pytest.mark.parametrize("name", [*VARIANTS, "idle", "remembering"])
 def test_two_ranks_learn_what_one_learns(
     both: tuple[dict[str, Ended], dict[str, Ended]], name: str
 ) -> None:
     one, two = both[0][name], both[1][name]
+    same_end(one, two)
+
+
+@pytest.mark.parametrize("name", [*SHARDED, "remembering"])
+def test_ranks_that_share_out_their_weights_learn_the_same(
+    both: tuple[dict[str, Ended], dict[str, Ended]], name: str
+) -> None:
+    found = both[1][f"sharded_{name}"]
+    same_end(both[0][name], found)
+    shared_out(found)
+
+
+def test_ranks_with_nothing_to_learn_keep_pace(
+    both: tuple[dict[str, Ended], dict[str, Ended]],
+) -> None:
+    found = both[1]["sharded_idle"]  # the other cases have run out of memory on the way
+    assert gap(found.parameters[0], both[0]["idle"].parameters[0]) < 1e-12
+    assert gap(found.parameters[1], found.parameters[0]) == 0
+    shared_out(found)
+
+
+def shared_out(found: Ended) -> None:
+    """Weights and both moments are kept once by all ranks together, about as much by each."""
+    whole = sum(p.numel() for p in found.parameters[0].values())
+    assert sum(found.kept) == 3 * whole
+    assert max(found.kept) < 0.6 * sum(found.kept)
+
+
+def test_a_lower_dtype_is_shared_out_too(
+    both: tuple[dict[str, Ended], dict[str, Ended]],
+) -> None:
+    """The sampler's copy follows the weights: the same completions."""
+    plain, shared = both[1]["narrow"], both[1]["sharded_narrow"]
+    assert gap(shared.parameters[0], plain.parameters[0]) < 1e-6
+    assert shared.samples == plain.samples
+
+
+def test_shared_out_weights_are_exported_whole(
+    both: tuple[dict[str, Ended], dict[str, Ended]], folder: Path
+) -> None:
+    exported = folder / "two" / "sharded_plain" / "model"
+    model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float64)
+    assert json.loads((exported / "config.json").read_text())["architectures"] == [
+        "LlamaForCausalLM"
+    ]
+    found = {n: p.detach() for n, p in model.named_parameters()}
+    assert gap(found, both[1]["sharded_plain"].parameters[0]) < 1e-12
+
+
+def same_end(one: Ended, two: Ended) -> None:
+    """One rank and two have the same parameters, completions and metrics."""
     assert gap(two.parameters[0], one.parameters[0]) < 1e-12
     assert gap(two.parameters[1], two.parameters[0]) == 0
     assert two.samples == one.samples  # the very same completions
@@ -163,14 +235,40 @@ def test_a_checkpoint_goes_on_at_another_world_size(
     both: tuple[dict[str, Ended], dict[str, Ended]], folder: Path
 ) -> None:
     whole = both[0]["whole"]
-    for ranks, stopped, place in ((2, both[0], "one"), (1, both[1], "two")):
-        assert {m[-1][0] for m in stopped["stopped"].metrics} == {"interrupted"}
-        assert (folder / place / "stopped" / "checkpoint" / "state.json").exists()
-        case = {"raw": raw(folder, *RESUMED), "folder": str(folder / place / "stopped")}
-        last = run_cases(ranks, {"last": case}, folder / f"last{ranks}")["last"]
-        assert last.metrics[0][0][0] > 1  # it did not begin anew
-        assert gap(last.parameters[0], whole.parameters[0]) < 1e-12
-        assert last.samples == whole.samples
+    places = {"one/stopped": both[0], "two/stopped": both[1], "two/sharded_stopped": both[1]}
+    for place, stopped in places.items():
+        assert {m[-1][0] for m in stopped[Path(place).name].metrics} == {"interrupted"}
+        assert (folder / place / "checkpoint" / "state.json").exists()
+    # whole on one → in parts on two; whole on two, in parts on two → whole on one
+    goes_on = {2: ["one/stopped"], 1: ["two/stopped", "two/sharded_stopped"]}
+    for ranks, found in goes_on.items():
+        settings = [*RESUMED, *([SHARD] if ranks > 1 else [])]
+        cases = {
+            Path(place).name: {"raw": raw(folder, *settings), "folder": str(folder / place)}
+            for place in found
+        }
+        for last in run_cases(ranks, cases, folder / f"last{ranks}").values():
+            assert last.metrics[0][0][0] > 1  # it did not begin anew
+            assert gap(last.parameters[0], whole.parameters[0]) < 1e-12
+            assert last.samples == whole.samples
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["model.lora={r: 4}"], "model.lora: adapters given with hardware.shard=fsdp2"),
+        (["hardware.dtype=float16"], "hardware.dtype: float16 given with hardware.shard=fsdp2"),
+    ],
+)
+def test_what_cannot_be_shared_out_is_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        lab.run_of(SHARD, *settings)
+
+
+def test_sharing_out_does_not_change_who_a_run_is() -> None:
+    plain, shared = lab.run_of(), lab.run_of(SHARD)
+    assert plain.raw != shared.raw
+    assert job_id(plain.raw) == job_id(shared.raw)
 
 
 # -- what is split ---------------------------------------------------------------------------------

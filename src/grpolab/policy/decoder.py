@@ -29,6 +29,8 @@ STATIC_ROTARY = ("default", "linear", "llama3", "yarn")
 class Layer:
     """One decoder layer's modules: `nn.Linear`, or LoRA's around one."""
 
+    module: Any
+    """Transformers' own, which the others are parts of."""
     input_norm: Any
     q: Any
     k: Any
@@ -47,6 +49,8 @@ class Layer:
 class Decoder:
     """A causal language model with `layers` of one kind, each attending to all positions before."""
 
+    module: Any
+    """Transformers' own."""
     embedding: Any
     layers: list[Layer]
     norm: Any
@@ -68,6 +72,7 @@ class Decoder:
             return None
         attention = model.model.layers[0].self_attn
         return Decoder(
+            module=model,
             embedding=model.model.embed_tokens,
             layers=[_layer(layer) for layer in model.model.layers],
             norm=model.model.norm,
@@ -116,6 +121,7 @@ def _is_known(config: Any) -> bool:
 def _layer(layer: Any) -> Layer:
     attention, mlp = layer.self_attn, layer.mlp
     return Layer(
+        layer,
         layer.input_layernorm,
         attention.q_proj,
         attention.k_proj,

@@ -8,6 +8,8 @@ stream and gradients of weights stay wide, as under autocast.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from grpolab.policy import kernels
 from grpolab.policy.attention import attend_packed
 from grpolab.policy.decoder import Attend, Decoder, Layer, Rotation, rotate
 from grpolab.policy.packing import Packing
+from grpolab.policy.sharding import within
 
 
 class Norm(torch.autograd.Function):
@@ -142,11 +145,14 @@ def hidden_states(
 
     for index, modules in enumerate(decoder.layers):
         layer = TrainingLayer(decoder, modules, dtype)
-        if checkpointing and torch.is_grad_enabled():
-            x = checkpoint(layer, x, rotation, attend, index, use_reentrant=False)
-        else:
-            x = layer(x, rotation, attend, index)
+        run = remembered(layer) if checkpointing and torch.is_grad_enabled() else layer
+        x = within(modules.module, run, x, rotation, attend, index)
     return norm(decoder.norm, x.index_select(0, packing.predicting), dtype)
+
+
+def remembered(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same, of which its arguments alone are kept for the backward pass."""
+    return partial(checkpoint, layer, use_reentrant=False)
 
 
 class TrainingLayer:

@@ -20,7 +20,8 @@ from grpolab.policy.head import token_head
 from grpolab.policy.layers import hidden_states
 from grpolab.policy.loading import end_tokens, frozen, load_model, quiet, with_lora
 from grpolab.policy.locate import locate
-from grpolab.policy.packing import pack
+from grpolab.policy.packing import Packing, pack
+from grpolab.policy.sharding import Peers, gathered, shard, whole, within
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -129,18 +130,23 @@ class Policy:
     the sampler then reads a copy in that dtype, refreshed by `sync` after every update.
     """
 
-    def __init__(self, encoder: Encoder, hardware: Hardware, *, seed: int = 0) -> None:
-        self.encoder = encoder
+    def __init__(
+        self, encoder: Encoder, hardware: Hardware, *, seed: int = 0, peers: Peers | None = None
+    ) -> None:
+        self.encoder, self.seed, self.peers = encoder, seed, peers
         self.device = pick_device(hardware.device)
         self.dtype = pick_dtype(hardware.dtype, self.device)
         self.checkpointing = hardware.gradient_checkpointing
         self.autocasts = hardware.master_weights and self.dtype != torch.float32
-        stored = torch.float32 if hardware.master_weights else self.dtype
-        model = load_model(encoder, stored, seed)
+        self.stored = torch.float32 if hardware.master_weights else self.dtype
+        model = load_model(encoder, self.stored, seed)
         if encoder.settings.lora is not None:
             model = with_lora(model, encoder.settings.lora, seed)
         self.model: Any = model.to(self.device).eval()
-        self._sampling_model: Any = None if self.autocasts else self.model
+        if peers is not None:
+            shard(self.model, peers)
+        copies = self.autocasts or self.sharded
+        self._sampling_model: Any = None if copies else self.model
         self.decoder = Decoder.of(self.model) if hardware.engine == "auto" else None
         self.end_ids = end_tokens(self.model, encoder.tokenizer)
 
@@ -155,15 +161,37 @@ class Policy:
         """The model that a sampler runs through Transformers: the trained one, or its copy in a
         lower dtype, which is made when first asked for."""
         if self._sampling_model is None:
-            self._sampling_model = frozen(self.model, self.dtype)
+            self._sampling_model = self._copy(self.dtype)
+            self._refresh()
         return self._sampling_model
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each rank keeps a part of the weights alone."""
+        return self.peers is not None
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """The weights as a sampler reads them, whole on every rank, for the length of a block.
+        Every rank enters it; inside, none needs the others."""
+        if not self.sharded:
+            yield
+            return
+        with whole(self.model):
+            self._refresh()
+            yield
+
     def sync(self) -> None:
-        """Copies the trained weights into the sampler's copy, where there is one."""
+        """Copies the trained weights into the sampler's copy, where there is one. Where they are
+        in parts, `whole` does."""
+        if not self.sharded:
+            self._refresh()
+
+    def _refresh(self) -> None:
         if self._sampling_model is None or self._sampling_model is self.model:
             return
         with torch.no_grad():
-            pairs = zip(self.sampling_model.parameters(), self.model.parameters(), strict=True)
+            pairs = zip(self._sampling_model.parameters(), self.model.parameters(), strict=True)
             targets, sources = zip(*pairs, strict=True)
             torch._foreach_copy_(list(targets), list(sources))
 
@@ -192,7 +220,15 @@ class Policy:
         """
         if self.encoder.settings.lora is not None:
             return None
-        return frozen(self.model, torch.float32 if self.autocasts else self.dtype)
+        copied = self._copy(torch.float32 if self.autocasts else self.dtype)
+        return copied if self.peers is None else shard(copied, self.peers)
+
+    def _copy(self, dtype: torch.dtype) -> Any:
+        """A whole copy without gradients. Parts cannot be copied: there it is loaded anew, and has
+        the start weights."""
+        if not self.sharded:
+            return frozen(self.model, dtype)
+        return frozen(load_model(self.encoder, self.stored, self.seed), dtype).to(self.device)
 
     @contextmanager
     def base_weights(self) -> Iterator[Any]:
@@ -248,20 +284,29 @@ class Policy:
                 evaluate=evaluation.evaluate,
             )
         packing = pack(prompt_ids, prompt_lengths, completion_ids, mask, groups)
+        logps, entropy, squares = within(
+            decoder.module, self._packed_logps, decoder, packing, evaluation.scale, collision
+        )
+        return TokenLogps(
+            scattered(logps, mask),
+            scattered(entropy, mask),
+            collision=None if squares is None else scattered(squares, mask),
+        )
+
+    def _packed_logps(
+        self, decoder: Decoder, packing: Packing, scale: float, collision: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(log-probs, entropy, Σ_v π(v)²) [M] through our own layers."""
         hidden = hidden_states(decoder, packing, self.dtype, checkpointing=self.checkpointing)
         found = token_head(
             hidden,
             decoder.head.weight,
             decoder.head.bias,
             packing.targets,
-            scale=evaluation.scale,
+            scale=scale,
             collision=collision,
         )
-        return TokenLogps(
-            scattered(found.logps, mask),
-            scattered(found.entropy, mask),
-            collision=None if found.collision is None else scattered(found.collision, mask),
-        )
+        return found.logps, found.entropy, found.collision
 
     def _plain_logps(
         self,
@@ -304,12 +349,23 @@ class Policy:
         )
 
     def save(self, folder: Path) -> None:
-        """Exports model and tokenizer: `AutoModelForCausalLM.from_pretrained(folder)` loads it."""
+        """Exports model and tokenizer: `AutoModelForCausalLM.from_pretrained(folder)` loads it.
+        Where the weights are in parts, the other ranks `hand_over` theirs meanwhile."""
         model = self.model
         if self.encoder.settings.lora is not None:
             model = copy.deepcopy(model).merge_and_unload()
+        if self.sharded:
+            model = load_model(self.encoder, self.stored, self.seed)
+            for target, source in zip(model.parameters(), self.hand_over(), strict=True):
+                target.data = source
         model.save_pretrained(folder)
         self.encoder.tokenizer.save_pretrained(folder)
+
+    def hand_over(self) -> Iterator[Tensor]:
+        """Every parameter whole and on the CPU, one at a time. Every rank runs through them."""
+        for parameter in self.model.parameters():
+            assert self.peers is not None
+            yield from gathered({"": parameter}, self.peers.transfer).values()
 
 
 def scattered(values: Tensor, mask: Tensor) -> Tensor:

@@ -58,6 +58,7 @@ def _follow(run: Run, folder: RunFolder, ranks: Ranks) -> str:
             trainer = Trainer(run, ready.encoder, ready.examples, folder, ranks)
             trainer.fit(lambda step, metrics: None)
             stopped = trainer.stop_asked
+            trainer.export()
     except Interrupted:
         stopped = True
     except Exception:  # the leading rank has been told, and says it in STATUS
@@ -137,7 +138,7 @@ def _train(run: Run, raw: dict[str, Any], folder: RunFolder, ready: Ready, ranks
                 progress.show(step, metrics)
 
             trainer.fit(log)
-        trainer.policy.save(folder.path / "model")
+            trainer.export()
     except Interrupted:
         folder.set_status("pending", "interrupted; the same command goes on from the checkpoint")
         trackers.finish("KILLED")

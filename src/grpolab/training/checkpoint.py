@@ -15,11 +15,14 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from grpolab.policy.sharding import Around, gathered, local, own_part
 
 FOLDER = "checkpoint"
 EXTRA = "extra"
@@ -27,16 +30,44 @@ SUMS = "sums.json"
 """SHA-256 of every other file, by its path in the checkpoint."""
 
 
+Kept = dict[str, dict[str, Tensor]]
+"""Tensors by name, by the file that holds them."""
+
+
+def kept(
+    parameters: Mapping[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    reference: Mapping[str, Tensor] | None = None,
+    around: Around = nullcontext,
+) -> Kept:
+    """What a checkpoint holds of weights and optimizer. Where they are in parts, whole and on the
+    CPU, so that any number of ranks goes on from it: every rank calls this.
+
+    Args:
+        parameters: what the optimizer trains, by name.
+        optimizer: whose state is kept.
+        reference: the reference's parameters by name, where it moves.
+        around: each transfer between ranks.
+    """
+    found: dict[str, Mapping[str, Tensor]]
+    found = {"weights": parameters, "optimizer": _optimizer_tensors(parameters, optimizer)}
+    if reference:
+        found["reference"] = reference
+    return {file: gathered(tensors, around) for file, tensors in found.items()}
+
+
 def save(
     run_folder: Path,
-    parameters: dict[str, torch.nn.Parameter],
+    parameters: Mapping[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
     *,
     reference: Mapping[str, Tensor] | None = None,
     extra: Mapping[str, Mapping[str, Tensor]] | None = None,
+    around: Around = nullcontext,
 ) -> None:
-    """Writes a checkpoint beside the last one, then takes its place.
+    """Writes a checkpoint beside the last one, then takes its place. Where weights are in parts,
+    the other ranks call `kept` meanwhile.
 
     Args:
         run_folder: of the run.
@@ -46,12 +77,14 @@ def save(
         reference: the reference's parameters by name, where it moves.
         extra: further tensors by name and key; `load` returns them, on the CPU, as
             state["extra"].
+        around: each transfer between ranks.
     """
+    tensors = kept(parameters, optimizer, reference, around)
     new, old, final = (run_folder / f"{FOLDER}{end}" for end in (".new", ".old", ""))
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     try:
-        _write(new, parameters, optimizer, state, reference, extra)
+        _write(new, tensors, state, extra)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)  # half of one takes up room, and is good for nothing
         raise
@@ -63,19 +96,15 @@ def save(
 
 def _write(
     new: Path,
-    parameters: dict[str, torch.nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    kept: Kept,
     state: dict[str, Any],
-    reference: Mapping[str, Tensor] | None,
     extra: Mapping[str, Mapping[str, Tensor]] | None,
 ) -> None:
     """All files, on the disk when this returns."""
     from safetensors.torch import save_file
 
-    save_file(_plain(parameters), new / "weights.safetensors")
-    save_file(_optimizer_tensors(parameters, optimizer), new / "optimizer.safetensors")
-    if reference:
-        save_file(_plain(reference), new / "reference.safetensors")
+    for name, tensors in kept.items():
+        save_file(_plain(tensors), new / f"{name}.safetensors")
     for name, tensors in (extra or {}).items():
         (new / EXTRA).mkdir(exist_ok=True)
         save_file(_plain(tensors), new / EXTRA / f"{name}.safetensors")
@@ -117,7 +146,7 @@ def load(
     for name, parameter in parameters.items():
         found = {k[len(name) + 1 :]: v for k, v in tensors.items() if k.rsplit("|", 1)[0] == name}
         if found:
-            optimizer.state[parameter] = found
+            optimizer.state[parameter] = {k: own_part(v, parameter) for k, v in found.items()}
     state: dict[str, Any] = json.loads((folder / "state.json").read_text())
     state["extra"] = {p.stem: load_file(p) for p in (folder / EXTRA).glob("*.safetensors")}
     return state
@@ -176,14 +205,14 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 @torch.no_grad()
 def _restore(tensors: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        tensor.copy_(saved[name])
+        local(tensor).copy_(local(own_part(saved[name], tensor)))
 
 
 def _optimizer_tensors(
-    parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+    parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> dict[str, Tensor]:
     return {
-        f"{name}|{key}": value.detach().contiguous()
+        f"{name}|{key}": value
         for name, parameter in parameters.items()
         for key, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, Tensor)

@@ -70,11 +70,7 @@ class Collector:
         missing = run.prompts_per_step
         for round_ in range(run.selection.rounds):
             indices = self.prompt_indices(step, round_)[:missing]
-            with self.clock("sample"):
-                own = self._sample(indices, step, round_)
-            with self.clock("score"):
-                noise = self._reward_noise(len(indices), step, round_)
-                verdicts = [] if own is None else self._score(own, noise)
+            own, verdicts = self._scored(indices, step, round_)
             rollouts, verdicts = self._joined(own, verdicts)
             verified += verdicts
             assert rollouts.rewards is not None
@@ -150,6 +146,18 @@ class Collector:
         examples = [e for e in examples for _ in range(own.group_size)]
         judged = verdicts(self.run.task, own.texts, examples, verified)
         return torch.tensor(judged, dtype=torch.float64)
+
+    def _scored(
+        self, indices: Sequence[int], step: int, round_: int
+    ) -> tuple[Rollouts | None, list[float]]:
+        """This rank's groups of a round, and what verifiers said of them. Scoring may sample too:
+        the greedy completions."""
+        with self.policy.whole():
+            with self.clock("sample"):
+                own = self._sample(indices, step, round_)
+            with self.clock("score"):
+                noise = self._reward_noise(len(indices), step, round_)
+                return own, [] if own is None else self._score(own, noise)
 
     def _noise(self, rollouts: Rollouts, step: int, round_: int) -> Tensor:
         """[P, G], a stream of its own, so that no selection shifts another draw."""

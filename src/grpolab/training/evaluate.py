@@ -57,7 +57,9 @@ class Evaluator:
         for start in range(0, len(self.examples), per_call):
             chunk = slice(start, start + per_call)
             draw = Draw(self.run.seed, (EVALUATION, start), samples, greedy=greedy)
-            for rows, sizes in self.ranks.gather(self._part(chunk, draw)):
+            with self.policy.whole():
+                own = self._part(chunk, draw)
+            for rows, sizes in self.ranks.gather(own):
                 correct += [rows[i : i + samples] for i in range(0, len(rows), samples)]
                 lengths += sizes
         return correct, lengths

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from grpolab.config import Run
 from grpolab.policy.policy import Policy, TokenLogps
+from grpolab.policy.sharding import local
 from grpolab.rollouts import Rollouts
 from grpolab.training.memory import token_budget
 
@@ -36,8 +37,9 @@ class Forward:
             return
         pairs = zip(self.reference.parameters(), self.policy.model.parameters(), strict=True)
         for target, source in pairs:
-            wide = torch.promote_types(target.dtype, torch.float32)
-            target.copy_(torch.lerp(target.to(wide), source.to(wide), share))
+            mine, theirs = local(target), local(source)  # parts of both lie alike
+            wide = torch.promote_types(mine.dtype, torch.float32)
+            mine.copy_(torch.lerp(mine.to(wide), theirs.to(wide), share))
 
     def moving_reference(self) -> dict[str, torch.nn.Parameter]:
         """The reference's parameters where they move, which a checkpoint then has to keep."""

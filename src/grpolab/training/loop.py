@@ -55,7 +55,9 @@ class Trainer:
         self.run, self.examples, self.folder, self.ranks = run, examples, folder, ranks
         prepare_torch(run)
         self.clock = Clock()
-        self.policy = Policy(encoder, run.hardware, seed=run.seed)
+        shares = run.hardware.shard == "fsdp2" and not ranks.alone
+        peers = ranks if shares else None
+        self.policy = Policy(encoder, run.hardware, seed=run.seed, peers=peers)
         self.updater = Updater(run, self.policy, self.clock, ranks)
         self.collector = Collector(run, self.policy, examples, self.clock, ranks)
         self.evaluator = Evaluator(run, self.policy, examples, ranks)
@@ -194,8 +196,21 @@ class Trainer:
 
     # -- resuming ------------------------------------------------------------------------------
 
+    def export(self) -> None:
+        """Writes the trained model. Every rank calls it, and the first one writes."""
+        if self.ranks.first:
+            self.policy.save(self.folder.path / "model")
+        elif self.policy.sharded:
+            for _ in self.policy.hand_over():
+                pass
+
     def _checkpoint(self) -> None:
+        updater = self.updater
+        reference = updater.forward.moving_reference()
         if not self.ranks.first:
+            if self.policy.sharded:
+                own = updater.parameters, updater.optimizer, reference
+                checkpoint.kept(*own, self.ranks.transfer)
             return
         state = {
             "step": self.step,
@@ -207,14 +222,14 @@ class Trainer:
             "budget": self.updater.forward.budget,
             "scaler": self.updater.scaler.state_dict(),
         }
-        updater = self.updater
         checkpoint.save(
             self.folder.path,
             updater.parameters,
             updater.optimizer,
             state,
-            reference=updater.forward.moving_reference(),
+            reference=reference,
             extra=self._extra(),
+            around=self.ranks.transfer,
         )
 
     def _extra(self) -> dict[str, dict[str, Tensor]]:

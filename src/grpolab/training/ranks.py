@@ -82,6 +82,17 @@ class Ranks:
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Sums `grad` over the ranks; a rank without one adds nothing."""
 
+    # -- an engine whose transfers are its own --------------------------------------------------
+
+    def mesh(self, device: str) -> Any:
+        """All ranks as a one-dimensional `DeviceMesh`."""
+        raise ValueError("one process alone has no mesh")
+
+    @contextmanager
+    def transfer(self) -> Iterator[None]:
+        """Around a transfer that every rank takes part in: it begins where all are well."""
+        yield
+
     # -- how it ends ---------------------------------------------------------------------------
 
     @contextmanager
@@ -114,6 +125,17 @@ class Group(Ranks):
 
         own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         return [load(data) for data in self._exchange(save(own))]
+
+    def mesh(self, device: str) -> Any:
+        from torch.distributed.device_mesh import init_device_mesh
+
+        return init_device_mesh(device, (self.size,))
+
+    @contextmanager
+    def transfer(self) -> Iterator[None]:
+        self._exchange(b"")
+        with self._listening():
+            yield
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         self._exchange(b"")

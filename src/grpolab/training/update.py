@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -15,6 +16,7 @@ from grpolab.objective.clip import Plan
 from grpolab.objective.loss import Objective
 from grpolab.objective.masked import from_here_on, valid
 from grpolab.policy.policy import Policy
+from grpolab.policy.sharding import local
 from grpolab.rng import generator
 from grpolab.rollouts import Rollouts
 from grpolab.training.clock import Clock
@@ -72,7 +74,9 @@ class Updater:
         fresh = rollouts.ages.repeat_interleave(rollouts.group_size).unsqueeze(1) == 0  # [N, 1]
         rows_here = torch.arange(len(rollouts))
         rows_here = rows_here[self._mine(rollouts, rows_here)]
-        for rows, width in self.forward.microbatches(rollouts, rows_here):
+        parts = list(self.forward.microbatches(rollouts, rows_here))
+        idle = self._idle_passes(len(parts))
+        for rows, width in parts:
             part = self.forward.part(rollouts, rows, width)
             now = self.forward.logps(part, collision=needs_collision)
             now_all[rows, :width] = now.logps.to(now_all)
@@ -91,6 +95,7 @@ class Updater:
                         logits=now.logits,
                         ref_logits=base.logits,
                     ).to(kl)
+        self._keep_pace(idle, rollouts, reference=self.forward.uses_reference)
         self.ranks.sum_([now_all, ref, kl, collision])
         rollouts.old_logps = unless_known(now_all, rollouts.old_logps, fresh)
         rollouts.ref_logps = ref if self.forward.uses_reference else None
@@ -149,7 +154,8 @@ class Updater:
             self.optimizer.zero_grad(set_to_none=True)
             with self.clock("backward"):
                 own, seen = self.backward(rollouts, rows, beta, plan)
-                self.ranks.sum_gradients(self.parameters.values())
+                if not self.policy.sharded:  # else the backward passes have done so
+                    self.ranks.sum_gradients(self.parameters.values())
             own, seen = own.over(self.ranks), self._whole(seen, rollouts)
             if run.minibatches == 1:  # all rows, by the weights that generated them
                 for name, values in seen.items():
@@ -186,6 +192,11 @@ class Updater:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+                if self.policy.sharded:  # the others wait in the middle of a pass
+                    raise TrainingFailed(
+                        "out of memory in an update, which ranks that share out their weights "
+                        "cannot begin again; a smaller hardware.tokens_per_microbatch needs less"
+                    ) from error
                 if not self.forward.halve(rollouts):
                     raise TrainingFailed(
                         "out of memory in an update although its micro-batches are single rows; "
@@ -214,12 +225,17 @@ class Updater:
         learns = self._learning(rollouts, rows, beta)
         mine = self._mine(rollouts, rows, learns)
         for wanted in (True, False):
-            for part, own, width in self._parts(rollouts, rows, mine & (learns == wanted)):
+            if wanted and not bool(learns.any()):
+                continue
+            parts = list(self._parts(rollouts, rows, mine & (learns == wanted)))
+            idle = self._idle_passes(len(parts))
+            for part, own, width in parts:
                 plans = None if plan is None else {k: cut(v[own], width) for k, v in plan.items()}
                 found = self._microbatch(part, weights[own], plans, beta, sums, learns=wanted)
                 for name, values in found.items():
                     whole = seen.setdefault(name, self._empty(rollouts.mask))
                     whole[rows[own.cpu()], :width] = values.to(whole)
+            self._keep_pace(idle, rollouts, reference=self.forward.uses_reference, learns=wanted)
         if not bool(learns.any()):  # the optimizer's moments decay all the same
             for parameter in self.parameters.values():
                 parameter.grad = torch.zeros_like(parameter)
@@ -266,6 +282,26 @@ class Updater:
             own = torch.tensor([place[int(r)] for r in chosen], device=rollouts.mask.device)
             yield self.forward.part(rollouts, chosen, width), own, width
 
+    def _idle_passes(self, own: int) -> int:
+        """How many passes fewer than another rank this one has to run, where that matters."""
+        return max(self.ranks.gather(own)) - own if self.policy.sharded else 0
+
+    def _keep_pace(
+        self, passes: int, rollouts: Rollouts, *, reference: bool = False, learns: bool = False
+    ) -> None:
+        """Passes over one row that count for nothing: weights in parts are gathered by all ranks
+        together, so each runs as many."""
+        row = (rollouts.lengths > 0).long().argmax().cpu().reshape(1)
+        for _ in range(passes):
+            part = self.forward.part(rollouts, row, max(1, int(rollouts.lengths[row])))
+            with torch.set_grad_enabled(learns):
+                now = self.forward.logps(part)
+            if reference:
+                with torch.no_grad():
+                    self.forward.reference_logps(part, now.logps.detach())
+            if learns:
+                torch.autograd.backward([0.0 * now.logps.sum()])
+
     @torch.no_grad()
     def _plan(self, rollouts: Rollouts, rows: Tensor, noise: tuple[int, int]) -> Plan:
         """What a clip wants to know of a whole optimizer step, from a forward pass over it."""
@@ -273,10 +309,13 @@ class Updater:
         mask = rollouts.mask[index]
         logps = self._empty(mask)
         entropy = torch.zeros_like(logps)
-        for part, own, width in self._parts(rollouts, rows, self._mine(rollouts, rows)):
+        parts = list(self._parts(rollouts, rows, self._mine(rollouts, rows)))
+        idle = self._idle_passes(len(parts))
+        for part, own, width in parts:
             now = self.forward.logps(part)
             logps[own, :width] = now.logps.to(logps)
             entropy[own, :width] = now.entropy.to(entropy)
+        self._keep_pace(idle, rollouts)
         self.ranks.sum_([logps, entropy])
         old = logps if rollouts.old_logps is None else rollouts.old_logps[index]
         source = generator(self.run.seed, "selection", *noise, 1)
@@ -358,11 +397,10 @@ class Updater:
         """One optimizer step; the gradient's norm. A non-finite gradient skips it."""
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
-        norm = float(
-            torch.nn.utils.clip_grad_norm_(
-                self.parameters.values(), self.run.optimizer.max_grad_norm
-            )
-        )
+        limit = self.run.optimizer.max_grad_norm
+        with self.ranks.transfer() if self.policy.sharded else nullcontext():
+            found = torch.nn.utils.clip_grad_norm_(self.parameters.values(), limit)
+        norm = float(local(found))  # of all parts, on every rank
         if math.isfinite(norm):
             self.scaler.step(self.optimizer)
             self.policy.sync()
