@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -12,6 +14,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from grpolab.cli import main
+from grpolab.sweep.compose import expand, parse_command
+from grpolab.sweep.search.prepare import prepare
+from grpolab.sweep.search.study import Study
 
 if TYPE_CHECKING:
     from tests.end_to_end import launching, sweeping
@@ -219,6 +224,91 @@ def test_two_workers_double_nothing(tmp_path: Path) -> None:
     assert all(by_clip[t["overrides"]["clip"]] == (t["jobs"], t["values"]) for t in trials)
     front = sorted((found.folder / "conf" / "experiment").glob("front_*.yaml"))
     assert front
+
+
+MANY, LONG = 6, 150
+KILLED = (
+    *SMALL, f"steps={LONG}", f"search.trials={MANY}", "search.seeds=[5]", "search.seed=3",
+    "search.space={optimizer.lr:{low:1e-6,high:1e-3,log:true}}", "search.sampler=random",
+    "search.pruner=none", "search.objective=[reward/mean]", "eval.every=0", "checkpoint.every=5",
+    "hydra.launcher.workers=2", "tracking=jsonl",
+)  # fmt: skip
+
+
+def test_no_trial_is_lost_or_doubled_by_kills(tmp_path: Path) -> None:
+    """Two workers; one of them is killed, then the search gets a Ctrl-C, then its driver is
+    killed. The study at the end has the draws of one that nobody touched."""
+    words = ["train", *KILLED, f"output_dir={tmp_path}"]
+
+    def states() -> list[str]:
+        folders = launching.run_folders(tmp_path / "tuned")
+        return [launching.status(f)["state"] for f in folders]
+
+    def logged() -> int:
+        return sum(p.read_bytes().count(b"\n") for p in tmp_path.glob("tuned/*/metrics.jsonl"))
+
+    process = launching.start(*words, cwd=tmp_path)
+    sweeping.wait_until(lambda: states().count("running") == 2 and logged() > 20, process)
+    sweeping.workers(process)[0].kill()
+    sweeping.wait_until(lambda: "done" in states(), process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=launching.LIMIT)
+    assert process.returncode == 130, out + err
+    assert "running" not in states()
+    assert 0 < states().count("done") < MANY
+
+    process = launching.start(*words, cwd=tmp_path)
+    before = states().count("done")
+    sweeping.wait_until(lambda: states().count("done") > before, process)
+    process.kill()
+    process.communicate()
+
+    found = search(tmp_path, *KILLED)
+    assert len(list((tmp_path / "tuned" / "sweeps").glob("*.json"))) == 1  # one search, one study
+    assert [t["trial"] for t in found.trials] == list(range(MANY))
+    assert {t["state"] for t in found.trials} == {"complete"}
+    assert [t["overrides"] for t in found.trials] == draws(KILLED, tmp_path / "untouched.db")
+    assert len({rate(t) for t in found.trials}) == MANY
+    folders = launching.run_folders(tmp_path / "tuned")
+    assert {f.name for f in folders} == {key for t in found.trials for key in t["jobs"]}
+    for trial in found.trials:
+        assert launching.status(found.run(trial))["state"] == "done"
+        steps = [step for step, _ in launching.metrics(found.run(trial))]
+        assert steps == list(range(LONG + 1))
+
+
+def draws(words: tuple[str, ...], path: Path) -> list[dict[str, str]]:
+    """The settings of every trial of a study that runs nothing."""
+    command = parse_command(words)
+    found = prepare(command, expand(command))
+    study = Study(path, found.key, found.settings, found.space, steps=LONG, first=0)
+    return [study.overrides(study.draw()) for _ in range(MANY)]
+
+
+def test_sync_makes_a_search_anew_in_another_store(undisturbed: Searched, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    shutil.copy(undisturbed.out / "mlflow.db", tmp_path / "other.db")  # spares a new schema
+    uri = f"sqlite:///{tmp_path / 'other.db'}"
+    client = MlflowClient(tracking_uri=uri)
+    (experiment,) = [e for e in client.search_experiments() if e.name == "tuned"]
+    for run in client.search_runs([experiment.experiment_id]):
+        client.delete_run(run.info.run_id)
+    assert main(["sync", f"output_dir={undisturbed.out}", "study=tuned", f"uri={uri}"]) == 0
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [r for r in runs if "grpolab.job_id" not in r.data.tags]
+    best = min(undisturbed.trials, key=rate)
+    assert parent.info.run_name == f"search {undisturbed.folder.name}"
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["grpolab.search"] == "optuna"
+    assert parent.data.tags["grpolab.tuning_seeds"] == "1000"
+    assert parent.data.tags["grpolab.best_trial"] == str(best["trial"])
+    assert parent.data.metrics["optim/lr"] == pytest.approx(rate(best))
+    children = {r.data.tags["grpolab.job_id"]: r.data.tags for r in runs if r is not parent}
+    for trial in undisturbed.trials:
+        tags = children[trial["jobs"][0]]
+        assert tags["mlflow.parentRunId"] == parent.info.run_id
+        assert ("grpolab.pruned" in tags) == (trial["state"] == "pruned")
 
 
 GIVEN = ("train", *SMALL, "steps=4")

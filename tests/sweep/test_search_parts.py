@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from grpolab.cli.search import _pool
 from grpolab.component import ConfigError, component
 from grpolab.config import job_id
 from grpolab.sweep.compose import expand, parse_command
@@ -243,3 +244,35 @@ def test_a_search_is_no_part_of_a_runs_identity() -> None:
     without = {key: value for key, value in job.raw.items() if key != "search"}
     assert job_id(job.raw | {"search": {"name": "optuna", "trials": 3}}) == job_id(without)
     assert job_id(without | {"steps": 99}) != job_id(without)
+
+
+# -- its places ------------------------------------------------------------------------------------
+
+
+class Places:
+    """A launcher and its pool, which notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int]] = []
+
+    def pool(self, raws: list[Any], scratch: Path) -> Places:
+        self.told.append(("pool", len(raws)))
+        return self
+
+    def prepare(self, jobs: int) -> None:
+        self.told.append(("prepare", jobs))
+
+
+def test_processes_are_started_for_the_trials_that_are_not_over(tmp_path: Path) -> None:
+    sweep = expand(parse_command(["search=optuna", "search.trials=3"]))
+    settings = component("search", "optuna", space={"kl": ["k1"]}, trials=3, pruner="none")
+    study = Study(tmp_path / "optuna.db", "key", settings, SPACE, steps=1, first=0)
+    study.complete(study.draw(), [1.0])
+    study.draw()  # begun by a driver that was killed
+    places: Any = Places()
+    _pool(study, places, sweep, tmp_path)
+    assert places.told == [("pool", 2), ("prepare", 2)]
+    study.complete(1, [1.0])
+    study.complete(study.draw(), [1.0])
+    _pool(study, places, sweep, tmp_path)
+    assert places.told[2:] == [("pool", 1), ("prepare", 0)]

@@ -16,6 +16,7 @@ from grpolab.sweep.compose import Command, Sweep
 from grpolab.tracking.folder import write_atomically
 
 if TYPE_CHECKING:
+    from grpolab.sweep.launchers.base import Pool
     from grpolab.sweep.search.prepare import Search
     from grpolab.sweep.search.study import Study
 
@@ -60,7 +61,7 @@ def run_search(command: Command, sweep: Sweep) -> int:
     from grpolab.sweep.search.record import Recorder
 
     search, launcher = checked(command, sweep)
-    sweep_id, parent_id = _enter(command, search)
+    sweep_id = _enter(command, search)
     folder = search.folder(sweep_id)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(str(folder / ".driver.lock"))
@@ -78,8 +79,9 @@ def run_search(command: Command, sweep: Sweep) -> int:
             f"seeds, {len(study.trials())} begun before, study {search.run.study}.",
             flush=True,
         )
-        with _parent(search, parent_id, manifest) as finished:
-            left_alone = _drive(search, study, launcher, sweep, sweep_id, record)
+        pool = _pool(study, launcher, sweep, folder)
+        with _parent(command, search, manifest, pool) as finished:
+            left_alone = _drive(search, study, pool, sweep_id, record, launcher.in_process)
             files = _write_results(search, study, sweep_id, folder)
             finished(study)
     return _report(search, study, sweep_id, files, left_alone)
@@ -94,15 +96,21 @@ def _study(search: Search, folder: Path) -> Study:
     )  # fmt: skip
 
 
+def _pool(study: Study, launcher: Any, sweep: Sweep, folder: Path) -> Pool:
+    """Places for the trials that are not over; they start while MLflow is met."""
+    left = study.left() + len(study.begun())
+    pool: Pool = launcher.pool([sweep.jobs[0].raw] * max(1, left), folder)
+    pool.prepare(left)
+    return pool
+
+
 def _drive(
-    search: Search, study: Study, launcher: Any, sweep: Sweep, sweep_id: str, record: Any
+    search: Search, study: Study, pool: Pool, sweep_id: str, record: Any, in_process: bool
 ) -> set[int]:
     from grpolab.sweep.search.drive import SearchDriver
     from grpolab.sweep.watch import SweepProgress
 
-    count = max(1, study.left() + len(study.begun()))
-    pool = launcher.pool([sweep.jobs[0].raw] * count, search.folder(sweep_id))
-    shown = search.run.tracking.progress and not launcher.in_process
+    shown = search.run.tracking.progress and not in_process
     output = Path(search.run.output_dir) / search.run.study
     with SweepProgress(output, record.members, enabled=shown) as progress:
         driver = SearchDriver(search, study, pool, sweep_id, changed=record, show=progress.show)
@@ -110,18 +118,11 @@ def _drive(
     return driver.left_alone
 
 
-def _enter(command: Command, search: Search) -> tuple[str, str | None]:
-    """The sweep's id and its MLflow run; those it had where the search was begun before."""
+def _enter(command: Command, search: Search) -> str:
+    """The sweep's id; the one it had where the search was begun before."""
     from filelock import FileLock
 
-    from grpolab.sweep.manifest import (
-        manifest_path,
-        new_manifest,
-        new_sweep_id,
-        read_manifest,
-        write_manifest,
-        write_parent,
-    )
+    from grpolab.sweep.manifest import manifest_path, new_manifest, new_sweep_id, write_manifest
     from grpolab.sweep.search.record import describe, find_search
 
     run = search.run
@@ -140,37 +141,40 @@ def _enter(command: Command, search: Search) -> tuple[str, str | None]:
         elif known["command"] != shlex.join(["grpolab", "train", *command.words]):
             content = known | {"command": shlex.join(["grpolab", "train", *command.words])}
             write_manifest(path, content)
-        parent = _open_parent(search, command, read_manifest(path))
-        if parent:
-            write_parent(path, parent)
-    return sweep_id, parent
+    return sweep_id
 
 
-def _open_parent(search: Search, command: Command, manifest: Mapping[str, Any]) -> str | None:
+def _open_parent(command: Command, search: Search, path: Path) -> str | None:
+    """The search's MLflow run; the one it had where the search was begun before."""
     run = search.run
     if not run.tracking.mlflow:
         return None
+    from grpolab.sweep.manifest import read_manifest, write_parent
     from grpolab.sweep.preflight import tracking_uri
+    from grpolab.sweep.search.parent import tags
     from grpolab.tracking.listing import listing_tags
     from grpolab.tracking.mlflow import open_parent, patiently
 
-    tags = {
-        "grpolab.search": search.settings.name,
-        "grpolab.tuning_seeds": ",".join(map(str, search.settings.seeds)),
-        **listing_tags(manifest),
-    }
+    manifest = read_manifest(path)
     params = {"overrides": " ".join(command.overrides), "factors": ",".join(search.space)}
     before = manifest["parent_run_id"]
     place = (tracking_uri(run), run.output_dir, run.study, manifest["sweep"], before)
-    _, run_id = patiently(partial(open_parent, *place, kind="search", tags=tags, params=params))
+    own = tags(manifest["search"]) | listing_tags(manifest)
+    _, run_id = patiently(partial(open_parent, *place, kind="search", tags=own, params=params))
+    write_parent(path, run_id)
     return run_id
 
 
 @contextmanager
-def _parent(search: Search, run_id: str | None, manifest: Path) -> Iterator[Any]:
-    """Ends the search's MLflow run with the block: FINISHED, with the best trial, if it was told
-    that the search is."""
+def _parent(command: Command, search: Search, manifest: Path, pool: Pool) -> Iterator[Any]:
+    """Opens the search's MLflow run, and ends it with the block: FINISHED, with the best trial, if
+    it was told that the search is."""
     ended: list[Study] = []
+    try:
+        run_id = _open_parent(command, search, manifest)
+    except BaseException:
+        pool.close(kill=True)
+        raise
     try:
         yield ended.append
     finally:
@@ -187,6 +191,8 @@ def _end_parent(search: Search, run_id: str, manifest: Path, study: Study | None
 
     from grpolab.sweep.manifest import read_manifest
     from grpolab.sweep.preflight import tracking_uri
+    from grpolab.sweep.search.parent import end
+    from grpolab.sweep.search.record import describe
     from grpolab.tracking.listing import listing_tags
 
     client = MlflowClient(tracking_uri=tracking_uri(search.run))
@@ -194,12 +200,8 @@ def _end_parent(search: Search, run_id: str, manifest: Path, study: Study | None
         client.set_tag(run_id, name, value)
     if study is None:
         client.set_terminated(run_id, status="KILLED")
-        return
-    for trial in study.best()[:1]:
-        client.set_tag(run_id, "grpolab.best_trial", str(trial.number))
-        for goal, value in zip(search.settings.goals, trial.values or [], strict=True):
-            client.log_metric(run_id, goal.metric.replace("@", "_at_"), value)
-    client.set_terminated(run_id, status="KILLED" if study.left() or study.begun() else "FINISHED")
+    else:
+        end(client, run_id, describe(search, study))
 
 
 def _write_results(search: Search, study: Study, sweep_id: str, folder: Path) -> dict[int, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from grpolab.sweep.manifest import read_manifest, reused, write_parent
+from grpolab.sweep.search import parent as search_parent
 from grpolab.sweep.trackers import log_artifacts, open_run
 from grpolab.tracking.folder import RunFolder, lease_is_live
 from grpolab.tracking.listing import listing_tags
@@ -91,6 +92,8 @@ def _sync_run(
     points = [Point(s, m, began + m.get("time/wall", 0.0)) for s, m in folder.metrics()]
     sent = run.send(points)
     status = folder.status()
+    if status["state"] == "pruned":
+        run.tag("grpolab.pruned", status["reason"])
     run.end(ENDS.get(status["state"], "KILLED"), status["reason"])
     log_artifacts(run, folder)
     folder.write_json("tracking.json", {"seconds": 0.0, "error": None, "unsent": False})
@@ -122,11 +125,13 @@ def _find_parent(path: Path, uri: str, output_dir: Path) -> str:
     for run in client.search_runs([experiment], where):
         if "grpolab.job_id" not in run.data.tags and reopen(client, run.info.run_id, listing):
             return str(run.info.run_id)
+    search = manifest.get("search")
+    own = {"grpolab.study": manifest["study"], "grpolab.sweep": manifest["sweep"]}
     made = start_run(
         client,
         experiment,
-        name=f"sweep {manifest['sweep']}",
-        tags={"grpolab.study": manifest["study"], "grpolab.sweep": manifest["sweep"], **listing},
+        name=f"{'search' if search else 'sweep'} {manifest['sweep']}",
+        tags=own | listing | (search_parent.tags(search) if search else {}),
         params={"overrides": manifest["command"], "factors": ",".join(manifest["factors"])},
     )
     write_parent(path, made)
@@ -136,7 +141,11 @@ def _find_parent(path: Path, uri: str, output_dir: Path) -> str:
 def _end_parent(uri: str, path: Path, run_id: str) -> None:
     from mlflow import MlflowClient
 
-    folders = [RunFolder(path.parents[1] / m["job_id"]) for m in read_manifest(path)["jobs"]]
+    manifest = read_manifest(path)
+    if manifest.get("search"):
+        search_parent.end(MlflowClient(tracking_uri=uri), run_id, manifest["search"])
+        return
+    folders = [RunFolder(path.parents[1] / m["job_id"]) for m in manifest["jobs"]]
     states = {f.status()["state"] for f in folders}
     status = "FINISHED" if states == {"done"} else "FAILED" if "failed" in states else "KILLED"
     MlflowClient(tracking_uri=uri).set_terminated(run_id, status=status)

@@ -174,8 +174,12 @@ class MlflowRun:
     def end(self, status: str, reason: str | None = None) -> None:
         """Ends the run: FINISHED, FAILED or KILLED; why is a tag, having no field in MLflow."""
         if reason:
-            self.client.set_tag(self.run_id, "grpolab.reason", reason[:MOST_OF_A_TAG])
+            self.tag("grpolab.reason", reason)
         self.client.set_terminated(self.run_id, status=status)
+
+    def tag(self, name: str, text: str) -> None:
+        """A tag, as much of it as every store takes."""
+        self.client.set_tag(self.run_id, name, text[:MOST_OF_A_TAG])
 
     def log_text(self, text: str, name: str) -> None:
         """A small text artifact."""
