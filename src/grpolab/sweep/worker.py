@@ -12,7 +12,6 @@ import json
 import os
 import queue
 import signal
-import socket
 import sys
 import threading
 import time
@@ -114,12 +113,10 @@ def attend(raw: dict[str, Any]) -> tuple[str, str | None]:
 
 def leave(folder: RunFolder) -> None:
     """A job that was interrupted before it began to train is no longer ours."""
+    from grpolab.tracking.folder import is_own
+
     status = folder.status()
-    lease = status["lease"] or {}
-    if status["state"] == "running" and (lease["host"], lease["pid"]) == (
-        socket.gethostname(),
-        os.getpid(),
-    ):
+    if status["state"] == "running" and is_own(status["lease"]):
         folder.set_status("pending", "interrupted")
 
 

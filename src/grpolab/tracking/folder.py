@@ -48,6 +48,7 @@ class RunFolder:
     def _write_status(self, state: str, reason: str | None, *, lease: bool) -> None:
         held = {
             "host": socket.gethostname(),
+            "space": pid_space(),
             "pid": os.getpid(),
             "started": process_start(os.getpid()),
             "time": time.time(),
@@ -142,8 +143,8 @@ class RunFolder:
 
 
 def lease_is_live(status: Mapping[str, Any]) -> bool:
-    """Whether some process is still at work on a run. On this host its process is asked for; of
-    another one, only how long ago the lease was renewed is known."""
+    """Whether some process is still at work on a run. One that this process can see is asked for;
+    of another one, only how long ago the lease was renewed is known."""
     lease = status.get("lease")
     if status.get("state") != "running" or not lease:
         return False
@@ -153,8 +154,32 @@ def lease_is_live(status: Mapping[str, Any]) -> bool:
 
 
 def is_foreign(lease: Mapping[str, Any]) -> bool:
-    """Whether another host holds it."""
-    return bool(lease["host"] != socket.gethostname())
+    """Whether its process number means nothing here: another host's, or another container's,
+    which may well share the host's name."""
+    own = pid_space()
+    if lease["host"] != socket.gethostname():
+        return True
+    return bool(own and lease.get("space") and lease["space"] != own)
+
+
+def is_own(lease: Mapping[str, Any] | None) -> bool:
+    """Whether this very process holds it."""
+    if not lease or is_foreign(lease) or lease["pid"] != os.getpid():
+        return False
+    return lease.get("started") in (None, process_start(os.getpid()))
+
+
+def pid_space() -> str | None:
+    """Where process numbers mean the same as here: this start of the kernel, and in it the pid
+    namespace. None where the system does not say."""
+    try:
+        return f"{_boot()}:{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _alive(pid: int, started: str | None) -> bool:
@@ -162,8 +187,8 @@ def _alive(pid: int, started: str | None) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
+    except PermissionError:  # another user's
+        pass
     found = process_start(pid)
     if found and started and found != started:
         return False  # another process got the number
@@ -175,7 +200,7 @@ def process_start(pid: int) -> str | None:
     system does not say."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = _boot()
     except OSError:
         return None
     return f"{boot}:{stat.rpartition(')')[2].split()[19]}"
