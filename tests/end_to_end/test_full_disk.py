@@ -108,6 +108,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_later(
     if (kept / "full" / "STATUS").exists():
         assert launching.status(kept / "full")["state"] in ("pending", "running")
     assert (kept / "full" / "checkpoint" / "state.json").exists() is case.checkpoint
+    assert not list((kept / "full").glob("model*"))  # no part of one
     assert (kept / "second.code").read_text().strip() == "0", (kept / "second.err").read_text()
     run = launching.only_run(kept / "out" / "default")
     assert launching.metrics(run) == launching.metrics(undisturbed)

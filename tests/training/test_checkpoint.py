@@ -142,7 +142,7 @@ def test_a_kill_while_writing_leaves_a_whole_one(
     survived = False
     with monkeypatch.context() as patched:
         patched.setattr(Path, "rename", killed_at(Path.rename))
-        patched.setattr(checkpoint, "_sync", killed_at(checkpoint._sync))
+        patched.setattr(checkpoint, "to_disk", killed_at(checkpoint.to_disk))
         patched.setattr(shutil, "rmtree", killed_at(shutil.rmtree, quiet=True))
         with contextlib.suppress(Killed):
             write(tmp_path, 3)
@@ -163,7 +163,7 @@ def test_a_full_disk_leaves_the_last_one_and_no_half_one(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "_sync", full)
+        patched.setattr(checkpoint, "to_disk", full)
         with pytest.raises(OSError, match="No space left"):
             write(tmp_path, 2)
     assert files(tmp_path) == before

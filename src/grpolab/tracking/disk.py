@@ -4,6 +4,8 @@ all."""
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +24,37 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A scratch folder beside `folder` that takes its place, whole and on the disk, when the block
+    ends well. Where it fails, `folder` is as it was; a kill leaves the old one, the new one, or
+    none, and never a part of one."""
+    new, old = (folder.with_name(f"{folder.name}.{end}") for end in ("new", "old"))
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir(parents=True)
+        yield new
+        for path in filter(Path.is_file, new.rglob("*")):
+            to_disk(path)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)  # half of one takes up room, and is good for nothing
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def to_disk(path: Path) -> None:
+    """A file is on the disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

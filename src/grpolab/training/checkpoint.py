@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from grpolab.policy.sharding import Around, gathered, local, own_part
+from grpolab.tracking.disk import to_disk
 
 FOLDER = "checkpoint"
 EXTRA = "extra"
@@ -111,7 +111,7 @@ def _write(
     (new / "state.json").write_text(json.dumps(state))
     (new / SUMS).write_text(json.dumps(_sums(new), indent=2))
     for path in filter(Path.is_file, new.rglob("*")):
-        _sync(path)
+        to_disk(path)
 
 
 def _sums(folder: Path) -> dict[str, str]:
@@ -217,11 +217,3 @@ def _optimizer_tensors(
         for key, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, Tensor)
     }
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

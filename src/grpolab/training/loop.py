@@ -18,6 +18,7 @@ from grpolab.objective.beta import Beta
 from grpolab.policy.policy import Encoder, Policy
 from grpolab.rollouts import Rollouts
 from grpolab.tasks.base import Examples
+from grpolab.tracking.disk import replaced
 from grpolab.tracking.folder import RunFolder
 from grpolab.training import checkpoint
 from grpolab.training.clock import Clock
@@ -199,7 +200,8 @@ class Trainer:
     def export(self) -> None:
         """Writes the trained model. Every rank calls it, and the first one writes."""
         if self.ranks.first:
-            self.policy.save(self.folder.path / "model")
+            with replaced(self.folder.path / "model") as folder:
+                self.policy.save(folder)
         elif self.policy.sharded:
             for _ in self.policy.hand_over():
                 pass
