@@ -14,11 +14,19 @@ from grpolab.results.frames import Results, ResultsError
 from grpolab.results.load import load
 from grpolab.results.store import ClientStore
 from grpolab.tracking.listing import COUNT, CREATED, LONGEST, listing_of, listing_tags
+from grpolab.tracking.mlflow import default_uri
 
 if TYPE_CHECKING:
-    from tests.results.synthetic_sweep import FIRST, SECOND, Job, manifest_of, write_mlflow
+    from tests.results.synthetic_sweep import (
+        FIRST,
+        SECOND,
+        Job,
+        manifest_of,
+        write_files,
+        write_mlflow,
+    )
 else:
-    from synthetic_sweep import FIRST, SECOND, Job, manifest_of, write_mlflow
+    from synthetic_sweep import FIRST, SECOND, Job, manifest_of, write_files, write_mlflow
 
 OTHER = [Job("baseline", 0, 0.4), Job("kl=k2", 0, 0.5)]
 
@@ -99,6 +107,25 @@ def test_a_run_that_is_not_listed_is_still_a_row(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     write_mlflow(uri, FIRST, "first", tags=tags_of(FIRST[:3], "first", "2026-01-01T00:00:00+00:00"))
     assert len(load(uri=uri, sweep="first").runs) == len(FIRST)
+
+
+def test_sync_gives_a_store_the_list(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    from grpolab.sweep.sync import _find_parent
+
+    write_files(tmp_path, FIRST, "first", "2026-01-01T10:00:00+00:00")
+    write_files(tmp_path, SECOND, "second", "2026-01-02T10:00:00+00:00")
+    path = tmp_path / "clipping" / "sweeps" / "second.json"
+    uri = default_uri(tmp_path)
+    run_id = _find_parent(path, uri, tmp_path)
+    assert json.loads(path.read_text())["parent_run_id"] == run_id
+    assert _find_parent(path, uri, tmp_path) == run_id
+    found = listing_of(MlflowClient(tracking_uri=uri).get_run(run_id).data.tags)
+    assert found is not None
+    assert found.created == "2026-01-02T10:00:00+00:00"
+    assert {job.job_id for job in found.jobs if job.reused} == {"baseline-0", "baseline-1"}
+    assert set(load(uri=uri, sweep="second").runs["status"]) == {"missing"}  # none is there yet
 
 
 @pytest.mark.parametrize("damage", [{COUNT: "7"}, {COUNT: "x"}, {f"{COUNT}.0": '{"jobs":'}])
