@@ -165,9 +165,10 @@ def _measured(left: Axes, right: Axes, own: Weights, look: ArmStyle, aside: floa
             left.plot([x, x], [low, high], color=look.colour, lw=1.1, zorder=3)
     curve = expected(own.mean, own.size)
     if curve is not None:
+        # thin, with many markers: theory, where it is the same, is seen below it
         right.plot(
-            RATES, curve, color=look.colour, ls=look.line, lw=look.width, marker=look.marker,
-            markevery=16, ms=3.5, mec="white", mew=0.3, label=look.label, zorder=4,
+            RATES, curve, look.marker, color=look.colour, ls="-", lw=0.5, markevery=8, ms=3.5,
+            mec="white", mew=0.3, label=look.label, zorder=4,
         )  # fmt: skip
 
 
