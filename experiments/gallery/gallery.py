@@ -1,4 +1,4 @@
-"""Draws this folder's figures and its README from the three sweeps that the README names.
+"""Draws this folder's figures and its README from the sweeps that the README names.
 
 python experiments/gallery/gallery.py [outputs]
 """
@@ -30,6 +30,7 @@ SHOWN = {
         "pass_at_k",
     ],
     "ladder": ["ladder"],
+    "difficulty": ["advantage_by_difficulty"],
 }  # fmt: skip
 
 
