@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from grpolab.cli import main
 from grpolab.results import kept
 from grpolab.results.analyze import analyze
 from grpolab.results.frames import ResultsError
@@ -75,6 +76,15 @@ def test_the_same_verdicts_to_the_byte(folder: Path, output_dir: Path, tmp_path:
     assert len(before.verdicts) == 3
     assert after.verdicts_csv.read_bytes() == before.verdicts_csv.read_bytes()
     assert after.runs_csv.read_bytes() == before.runs_csv.read_bytes()
+
+
+def test_by_the_command_line(folder: Path, tmp_path: Path) -> None:
+    words = ["analyze", f"kept={folder}", f"out={tmp_path}", "figures=[forest]"]
+    assert main([*words, "where=status != 'failed'"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "verdicts.csv", "runs.csv", "tables", "figures",
+    }  # fmt: skip
+    assert "failed" not in (tmp_path / "runs.csv").read_text()
 
 
 def test_whole_metrics_stay_exact(first: Results, tmp_path: Path) -> None:
