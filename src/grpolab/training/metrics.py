@@ -75,7 +75,7 @@ def difficulty_metrics(rewards: Tensor, advantages: Tensor, mask: Tensor) -> dic
     rewards = rewards.cpu()
     size = rewards.shape[1] if rewards.dim() == 2 else 0
     scored = torch.isfinite(rewards)
-    values = rewards[scored].unique()
+    values = sorted(set(rewards[scored].tolist()))
     if len(values) != 2 or not 2 <= size <= MOST_MEMBERS:
         return {}
     weights = advantages.abs()
@@ -86,7 +86,7 @@ def difficulty_metrics(rewards: Tensor, advantages: Tensor, mask: Tensor) -> dic
     whole = scored.all(dim=1)
     return {
         f"advantage/abs_at_{k}_of_{size}": float(per_group[whole & (right == k)].mean())
-        for k in right[whole].unique().tolist()
+        for k in sorted(set(right[whole].tolist()))
     }
 
 
