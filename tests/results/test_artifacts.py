@@ -50,7 +50,7 @@ def artifacts(out: Path, run_id: str, below: str = "analysis") -> list[str]:
 
 
 def log(out: Path, file: Path, **more: Any) -> str | None:
-    given = {"output_dir": out, "study": "clipping", "sweep": "first"} | more
+    given: dict[str, Any] = {"output_dir": out, "study": "clipping", "sweep": "first"} | more
     return log_analysis({"a/b.txt": file}, **given)
 
 

@@ -147,10 +147,11 @@ def theory(name: str, size: int) -> dict[int, float]:
 def _theory(left: Axes, right: Axes, size: int) -> None:
     for name, line in THEORIES.items():
         weights = theory(name, size)
-        xs = [k / size for k in weights]
+        xs, curve = [k / size for k in weights], expected(weights, size)
+        assert curve is not None  # of every k
         left.plot(xs, list(weights.values()), color="0.45", ls=line, lw=1, zorder=2,
                   label=f"_theory {name}")  # fmt: skip
-        right.plot(RATES, expected(weights, size), color="0.45", ls=line, lw=1, zorder=2,
+        right.plot(RATES, curve, color="0.45", ls=line, lw=1, zorder=2,
                    label=f"_theory {name}")  # fmt: skip
 
 
