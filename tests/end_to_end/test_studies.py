@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,7 +14,7 @@ from omegaconf import OmegaConf
 
 from grpolab.cli import plan
 from grpolab.results.load import load
-from grpolab.results.verdicts import verdicts
+from grpolab.results.verdicts import Rules, verdicts
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = {path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml")}
@@ -49,7 +51,7 @@ def test_the_list_of_what_is_no_study_is_right() -> None:
 @every_study
 def test_it_expands_to_what_was_run(study: str) -> None:
     """Every job is checked for one seed; the seeds, too many to compose, are read from the file."""
-    file = OmegaConf.load(ROOT / "conf" / "experiment" / f"{study}.yaml")
+    file: Any = OmegaConf.load(ROOT / "conf" / "experiment" / f"{study}.yaml")
     assert file["study"] == study
     planned = plan.made([f"experiment={study}", "seed=0"], 1.0, 0.5)
     assert not planned["refused"]
@@ -96,7 +98,8 @@ def test_its_numbers_give_its_verdicts_again(study: str) -> None:
     wanted = pd.read_csv(folder(study) / "verdicts.csv")
     rule = rules(study)
     metrics = rule.pop("metric", "eval/accuracy").strip("[]").split(",")
-    found = verdicts(load(kept=folder(study), where=rule.pop("where", None)), metrics, **rule)
+    kept = load(kept=folder(study), where=rule.pop("where", None))
+    found = verdicts(kept, metrics, **asdict(Rules.of(**rule)))
     assert len(wanted)
     pd.testing.assert_frame_equal(
         found.reset_index(drop=True), wanted, check_dtype=False, rtol=1e-6, atol=1e-12

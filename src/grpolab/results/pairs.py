@@ -123,7 +123,8 @@ def _against(
     if not by:
         yield from ((study, arm, base) for study, arm, _, _ in arms)
         return
-    columns = [c for c in base_runs if c.startswith(FACTOR_PREFIX) and c != f"{FACTOR_PREFIX}seed"]
+    names = [str(column) for column in base_runs]
+    columns = [c for c in names if c.startswith(FACTOR_PREFIX) and c != f"{FACTOR_PREFIX}seed"]
     held = [FACTOR_PREFIX + name for name in by]
     for name, column in zip(by, held, strict=True):
         if column not in columns:
