@@ -91,5 +91,5 @@ def test_a_scorer_without_noise_still_scores(run: Run, policy: Policy) -> None:
 
     examples = run.task.load()
     rollouts = Collector(run, policy, examples).collect(0).rollouts
-    score(replace(run, reward=watching), rollouts, [examples.train[0]] * rollouts.groups)  # type: ignore[arg-type]
+    score(replace(run, reward=watching), rollouts, [examples.train[0]] * rollouts.groups)
     assert seen == [True]
