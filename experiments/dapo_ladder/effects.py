@@ -81,7 +81,7 @@ def effects(parts: Sequence[str], found: Cells) -> pd.DataFrame:
             for k, w, c in rows
         ]
     )
-    holm = {kind: statistics.holm(g["p"].to_numpy()) for kind, g in table.groupby("kind")}
+    holm = {str(kind): statistics.holm(g["p"].to_numpy()) for kind, g in table.groupby("kind")}
     table = table.sort_values("kind", kind="stable", ignore_index=True)
     return table.assign(p_holm=np.concatenate([holm[kind] for kind in sorted(holm)]))
 
