@@ -1,14 +1,15 @@
 """Accuracy by difficulty of a study's finished runs, from their saved models.
 
-    python experiments/difficulty_bias/by_difficulty.py study=difficulty_bias output_dir=outputs
-        out=experiments/difficulty_bias
+    python experiments/difficulty_bias/by_difficulty.py out=experiments/difficulty_bias
+        [study=difficulty_bias output_dir=outputs]
 
 The difficulty of a sum is how many of its columns reach ten: each is a carry to remember or a
 leading 1 to write, which the embedded model has been taught to forget. Every model, and the one
 they all start from, answers the same prompts that no run trained on: PROMPTS of each difficulty,
 SAMPLES at temperature 1 each, with the same sampling noise for all runs of a seed.
 Writes `by_difficulty.csv` (arm, seed, tens, accuracy; arm `start` before training) and, with the
-paired t test and Holm over arms and difficulties, `difficulty_verdicts.csv`.
+paired t test and Holm over arms and difficulties, `difficulty_verdicts.csv` and `difficulty.png`.
+Without a study the table that lies in `out` is judged again.
 """
 
 import random
@@ -17,8 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from grpolab.cli.inspect import key_values
@@ -26,7 +29,7 @@ from grpolab.component import ConfigError
 from grpolab.config import Run, bind_run
 from grpolab.policy.policy import Encoder, Policy
 from grpolab.probe.source import load_state, place_of
-from grpolab.results import statistics
+from grpolab.results import statistics, style
 from grpolab.results.frames import ResultsError
 from grpolab.results.load import load
 from grpolab.sampling.base import Draw
@@ -35,9 +38,9 @@ from grpolab.tasks.base import Example, Task
 from grpolab.training.collect import correctness, encode_examples, sample_rollouts
 
 KEYS = {
-    "study": "all runs of a study",
+    "study": "measure all runs of a study; without one, judge what was measured",
     "output_dir": "where the runs lie (outputs)",
-    "out": "folder of both files",
+    "out": "folder of the tables and the figure",
 }
 PROMPTS, SAMPLES, STREAM = 256, 4, 7
 START = "start"
@@ -118,20 +121,54 @@ def judged(table: pd.DataFrame, baseline: str = "baseline") -> pd.DataFrame:
     return pd.DataFrame(rows).assign(p_holm=statistics.holm(np.array(compared)))
 
 
+def draw(verdicts: pd.DataFrame) -> tuple[Figure, str]:
+    """Each arm's difference to the baseline by difficulty, and the caption."""
+    arms = list(dict.fromkeys(verdicts["arm"]))
+    with matplotlib.rc_context(style.PAPER):
+        figure = style.new_figure(style.SINGLE_COLUMN * 1.3, 2.3)
+        axes = figure.subplots()
+        axes.axhline(0, color="0.5", lw=0.7)
+        for i, arm in enumerate(arms):
+            rows = verdicts[verdicts["arm"] == arm]
+            look = style.nth_style(i, arm)
+            axes.errorbar(
+                rows["tens"] + 0.12 * (i - (len(arms) - 1) / 2), rows["delta"],
+                yerr=[rows["delta"] - rows["low"], rows["high"] - rows["delta"]],
+                fmt=look.marker, color=look.colour, ms=4, lw=1.0, capsize=2, label=arm,
+            )  # fmt: skip
+        axes.set_xticks(sorted(set(verdicts["tens"])))
+        axes.set_xlabel("Columns that reach ten (easy to hard)")
+        axes.set_ylabel("Difference in accuracy")
+        axes.legend(loc="best")
+    caption = (
+        "Accuracy of samples at temperature 1 by difficulty of the sum, as a difference to the "
+        f"baseline's: means over {int(verdicts['n'].min())} paired seeds; bars: Student-t 95 % "
+        f"interval of the mean, uncorrected; {PROMPTS} prompts a difficulty that no run trained "
+        f"on, {SAMPLES} samples each."
+    )
+    return figure, caption
+
+
 def main(words: Sequence[str]) -> int:
-    """Writes both tables; 2 and a sentence for what cannot be read."""
+    """Writes the tables and the figure; 2 and a sentence for what cannot be read."""
     try:
         given = key_values(words, KEYS)
-        if given.keys() < {"study", "out"}:
-            raise ConfigError("out: a study and a folder are needed")
-        table = measured(given["study"], given.get("output_dir", "outputs"))
+        if "out" not in given:
+            raise ConfigError("out: a folder is needed")
+        folder = Path(given["out"])
+        place = folder / "by_difficulty.csv"
+        if "study" in given:
+            table = measured(given["study"], given.get("output_dir", "outputs"))
+            table.to_csv(place, index=False, float_format="%.6f")
+        elif not place.exists():
+            raise ConfigError(f"out: {str(folder)!r} has no {place.name}; give a study, too")
     except (ConfigError, ResultsError) as error:
         print(error, file=sys.stderr)
         return 2
-    folder = Path(given["out"])
-    table.to_csv(folder / "by_difficulty.csv", index=False, float_format="%.6f")
-    verdicts = judged(table)
+    verdicts = judged(pd.read_csv(place))
     verdicts.to_csv(folder / "difficulty_verdicts.csv", index=False)
+    figure, caption = draw(verdicts)
+    style.save(figure, folder, "difficulty", caption, kinds=("png",))
     print(verdicts.round(4).to_string(index=False))
     return 0
 

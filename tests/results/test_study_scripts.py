@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -164,3 +165,25 @@ def test_arms_are_judged_seed_by_seed_in_each_difficulty() -> None:
     assert found["delta"].tolist() == pytest.approx([0.1, -0.2])
     assert found["n"].tolist() == [6, 6]
     assert (found["p_holm"] < 1e-6).all()
+
+
+def test_the_committed_verdicts_follow_from_the_committed_accuracies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    committed = Path(by_difficulty.__file__).parent
+    shutil.copy(committed / "by_difficulty.csv", tmp_path)
+    assert by_difficulty.main([f"out={tmp_path}"]) == 0
+    assert "advantage=maxrl" in capsys.readouterr().out
+    found, wanted = (
+        pd.read_csv(folder / "difficulty_verdicts.csv") for folder in (tmp_path, committed)
+    )
+    assert len(wanted) == 6
+    pd.testing.assert_frame_equal(found, wanted, rtol=1e-6)
+    assert "8 paired seeds" in (tmp_path / "difficulty.caption.txt").read_text()
+
+
+def test_a_folder_without_accuracies_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert by_difficulty.main([f"out={tmp_path}"]) == 2
+    assert "has no by_difficulty.csv" in capsys.readouterr().err
