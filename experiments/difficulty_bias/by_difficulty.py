@@ -35,7 +35,8 @@ from grpolab.results.load import load
 from grpolab.sampling.base import Draw
 from grpolab.tasks.arithmetic import Arithmetic, columns
 from grpolab.tasks.base import Example, Task
-from grpolab.training.collect import correctness, encode_examples, sample_rollouts
+from grpolab.training.collect import correctness, encode_examples
+from grpolab.training.draw import sample_rollouts
 
 KEYS = {
     "study": "measure all runs of a study; without one, judge what was measured",
