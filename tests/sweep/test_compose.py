@@ -163,3 +163,26 @@ def test_ours_win_over_a_config_dir_s_file_of_the_same_name(tmp_path: Path) -> N
     (tmp_path / "clip" / "ppo.yaml").write_text("name: ppo\nlow: 0.9\n")
     (job,) = expand(Command(["clip=ppo"], config_dir=str(tmp_path))).jobs
     assert bind_run(job.raw).clip.low == 0.2
+
+
+def test_jobs_that_share_all_but_the_seed_are_composed_as_each_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "experiment"
+    folder.mkdir()
+    text = "# @package _global_\nstudy: after_${seed}\noptimizer:\n  warmup_steps: ${seed}\n"
+    (folder / "seeded.yaml").write_text(text)
+    words = ["--config-dir", str(tmp_path), "experiment=seeded"]
+    sweep = expand(parse_command(["-m", *words, "clip=ppo,cispo", "seed=0,7,7000"]))
+    assert [job.raw["seed"] for job in sweep.jobs] == [0, 7, 7000] * 2
+    for job in sweep.jobs:
+        clip, seed = job.raw["clip"]["name"], job.raw["seed"]
+        assert job.raw["study"] == f"after_{seed}"
+        assert job.raw["optimizer"]["warmup_steps"] == seed
+        # a seed of this form is composed on its own
+        (alone,) = expand(parse_command([*words, f"clip={clip}", f"++seed={seed}"])).jobs
+        assert job.raw == alone.raw
+
+
+def test_a_seed_that_is_no_plain_number_is_hydra_s_affair() -> None:
+    assert one("seed=0x1f")["seed"] == one("seed='0x1f'")["seed"]
+    assert one("seed=1", "seed=2")["seed"] == 2
+    assert one("seed=${steps}", "steps=5")["seed"] == 5

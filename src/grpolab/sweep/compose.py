@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -248,11 +249,16 @@ def _text(override: Any, point: Point) -> str:
     return str(override.get_value_element_as_str())
 
 
+PLAIN_SEED = re.compile(r"seed=(0|[1-9][0-9]{0,8})")
+
+
 class _Composer:
     """Hydra's compose API over our conf/ and the user's --config-dir."""
 
     def __init__(self, config_dir: str | None) -> None:
         self.config_dir = config_dir
+        self._seedless: dict[tuple[str, ...], Any] = {}
+        """Configurations before interpolation, by their overrides without the seed."""
 
     def __enter__(self) -> Any:
         from hydra import initialize_config_dir
@@ -275,8 +281,8 @@ class _Composer:
         from omegaconf import OmegaConf
 
         try:
-            config = compose("train", overrides=overrides, return_hydra_config=with_hydra)
             if with_hydra:
+                config = compose("train", overrides=overrides, return_hydra_config=True)
                 nodes = {k: OmegaConf.select(config, f"hydra.{k}") for k in ("sweeper", "launcher")}
                 mode = str(getattr(config.hydra.mode, "name", config.hydra.mode))
                 plain = {k: OmegaConf.to_container(v, resolve=False) for k, v in nodes.items()}
@@ -286,11 +292,28 @@ class _Composer:
                     k: None if v is None else OmegaConf.to_container(v, resolve=True)
                     for k, v in picked.items()
                 }
-            found = OmegaConf.to_container(config, resolve=True)
+            found = OmegaConf.to_container(self._seeded(overrides), resolve=True)
         except Exception as error:  # as in `_parsed`
             raise ConfigError(explain(error, overrides)) from error
         assert isinstance(found, dict)
         return {str(k): v for k, v in found.items()}
+
+    def _seeded(self, overrides: list[str]) -> Any:
+        """What Hydra composes of overrides. Jobs that differ in their seed alone, as most of a
+        sweep do, are composed once: no default depends on it, and values that do are interpolated
+        behind."""
+        from hydra import compose
+
+        own = [o for o in overrides if o.lstrip("+~").partition("=")[0] == "seed"]
+        plain = PLAIN_SEED.fullmatch(own[0]) if len(own) == 1 else None
+        if plain is None:
+            return compose("train", overrides=overrides)
+        others = tuple(o for o in overrides if o != own[0])
+        if others not in self._seedless:
+            self._seedless[others] = compose("train", overrides=list(others))
+        found = self._seedless[others]
+        found.seed = int(plain.group(1))
+        return found
 
 
 def _search_too(folder: Path) -> None:
