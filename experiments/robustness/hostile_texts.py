@@ -1,15 +1,22 @@
 """Hostile answers through every built-in reward and verifier: seconds each costs, beside its limit.
 
-    python experiments/robustness/hostile_texts.py
+    python experiments/robustness/hostile_texts.py [WORD …]
 
-Prints reward, text, seconds and the score; nan is what its time limit ended, or what it cannot
-score. A reward is over its limit where it took longer than the limit and a second.
+Words keep the rewards and verifiers with one of them in their name: task cosine_length verifier
+reasoning_gym. Prints a line for each with its slowest text (nan is what its time limit ended, or
+what it cannot score), and those that took longer than the limit and a second. On a crowded machine
+the clock runs while others compute: the seconds of this process's own work stand beside it (those
+of math_verify's helpers are not among them).
 """
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 
 from grpolab.component import component
 from grpolab.rewards.base import VERIFY_SECONDS, RewardInputs
@@ -69,9 +76,9 @@ def rewards(limit: float) -> dict[str, tuple[object, float]]:
     }  # fmt: skip
 
 
-def tasks() -> dict[str, Task]:
-    """The tasks whose verifiers need no data of others."""
-    return {
+def tasks() -> dict[str, tuple[Task, Example]]:
+    """{name: (task, example)} of those whose verifiers need no data of others."""
+    plain: dict[str, Task] = {
         "arithmetic": component("task", "arithmetic"),
         "gsm8k": component("task", "gsm8k"),
         "inline": component("task", "inline"),
@@ -80,6 +87,26 @@ def tasks() -> dict[str, Task]:
             for match in ("exact", "numeric", "contains")
         },
     }
+    example = Example("6*7=", ANSWER)
+    return {name: (task, example) for name, task in plain.items()} | puzzles()
+
+
+def puzzles() -> dict[str, tuple[Task, Example]]:
+    """Every generator of Reasoning Gym that is allowed, its verifier given the whole answer."""
+    from reasoning_gym.factory import DATASETS
+
+    from grpolab.tasks.reasoning_gym import REFUSED
+
+    found = {}
+    for name in sorted(set(DATASETS) - set(REFUSED) - {"composite"}):
+        task = component(
+            "task", "reasoning_gym", dataset=name, extract="full", train_size=1, held_out_size=0
+        )
+        try:
+            found[f"reasoning_gym, {name}"] = (task, task.load().train[0])
+        except Exception as error:  # generators that need settings or data of their own
+            print(f"left out: {name} ({type(error).__name__})")
+    return found
 
 
 def inputs(text: str, task: Task, answer: str = ANSWER) -> RewardInputs:
@@ -87,43 +114,81 @@ def inputs(text: str, task: Task, answer: str = ANSWER) -> RewardInputs:
     return RewardInputs([text], [Example("6*7=", answer)], task, [1], [False], 8)
 
 
-Found = tuple[str, str, float, float, float]
+@dataclass(frozen=True)
+class Found:
+    """What one text cost one reward or verifier."""
+
+    name: str
+    text: str
+    seconds: float
+    processor: float
+    limit: float
+    score: float
+
+    @property
+    def over(self) -> bool:
+        """Whether its limit did not hold, by the clock."""
+        return self.seconds > self.limit + 1
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name:36} {self.text:24} {self.seconds:6.2f} s of {self.limit:g} s, own work "
+            f"{self.processor:5.2f} s, score {self.score:g}"
+        )
 
 
-def measure(texts: Mapping[str, str], limit: float) -> Iterator[Found]:
-    """(reward or task, text, seconds, limit, score) of each pair."""
+def cost(name: str, text: str, limit: float, call: Callable[[], float]) -> Found:
+    """Runs it once."""
+    began, worked = time.perf_counter(), time.process_time()
+    score = call()
+    seconds, processor = time.perf_counter() - began, time.process_time() - worked
+    return Found(name, text, seconds, processor, limit, score)
+
+
+def measure(texts: Mapping[str, str], limit: float, words: Sequence[str] = ()) -> Iterator[Found]:
+    """Each pair of a reward or verifier, with one of the words in its name, and a text."""
+
+    def wanted(name: str) -> bool:
+        return not words or any(word in name for word in words)
+
     gsm8k = component("task", "gsm8k")
     for name, (reward, allowed) in rewards(limit).items():
+        if not wanted(name):
+            continue
         assert callable(reward)
         reward(inputs("\\boxed{1}", gsm8k))  # helper processes start
         for label, text in texts.items():
             pool = getattr(reward, "_pool", None)
             if pool is not None:
                 pool.start()  # a new helper in the place of a killed one; no limit counts that
-            began = time.perf_counter()
-            score = reward(inputs(text, gsm8k, "B" if name == "choice" else ANSWER)).total[0]
-            yield name, label, time.perf_counter() - began, allowed, score
-    for name, task in tasks().items():
-        for label, text in texts.items():
-            began = time.perf_counter()
-            right = correctness(task, [text], [Example("6*7=", ANSWER)])[0]
-            seconds = time.perf_counter() - began
-            yield f"verifier of {name}", label, seconds, VERIFY_SECONDS, float(right)
+            given = inputs(text, gsm8k, "B" if name == "choice" else ANSWER)
+            yield cost(name, label, allowed, lambda r=reward, g=given: r(g).total[0])
+    named = {f"verifier of {name}": found for name, found in tasks().items()}
+    for name, (task, example) in named.items():
+        for label, text in texts.items() if wanted(name) else ():
+            yield cost(name, label, VERIFY_SECONDS, partial(judged, task, text, example))
 
 
-def main() -> None:
-    """Prints the table's rows that took over half a second, and a last line for all."""
-    found = []
-    for row in measure(TEXTS, limit=2.0):
-        found.append(row)
-        name, label, seconds, allowed, score = row
-        if seconds > 0.5:
-            over = "  OVER" if seconds > allowed + 1 else ""
-            line = f"{name:24} {label:26} {seconds:6.2f} s of {allowed:g} s  {score:g}{over}"
-            print(line, flush=True)
-    over_all = sum(s > a + 1 for _, _, s, a, _ in found)
-    print(f"{len(found)} pairs, slowest {max(f[2] for f in found):.2f} s, {over_all} over")
+def judged(task: Task, text: str, example: Example) -> float:
+    """1 where the verifier calls a text right."""
+    return float(correctness(task, [text], [example])[0])
+
+
+def main(words: Sequence[str] = ()) -> None:
+    """Prints each one's slowest text, those over their limit, and a last line for all."""
+    found: list[Found] = []
+    for _, rows in groupby(measure(TEXTS, limit=2.0, words=words), key=lambda row: row.name):
+        own = list(rows)
+        print(max(own, key=lambda row: row.seconds), flush=True)
+        for row in own:
+            if row.over:
+                print(f"  OVER: {row}", flush=True)
+        found += own
+    over = [row for row in found if row.over]
+    busy = sum(row.processor > row.limit + 1 for row in over)
+    slowest = max(row.seconds for row in found)
+    print(f"{len(found)} pairs, slowest {slowest:.2f} s, {len(over)} over, {busy} by own work")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
