@@ -378,14 +378,17 @@ UNHASHED = (
     "tracking", "output_dir", "study", "report", "debug", "design", "search", "retry", "on_error",
 )  # fmt: skip
 """Keys that change where or how a run is recorded, not what it computes."""
+UNHASHED_KEY = "hardware.shard"
+"""Which rank keeps what changes no result either."""
 
 
 def job_id(raw: Mapping[str, Any]) -> str:
     """12 hex digits of the resolved config and of the package's sources; the seed is inside."""
     kept = {k: v for k, v in raw.items() if k not in UNHASHED}
     kept["checkpoint"] = None  # when the state is saved changes no result
-    if isinstance(kept.get("hardware"), Mapping):  # nor does which rank keeps what
-        kept["hardware"] = {k: v for k, v in kept["hardware"].items() if k != "shard"}
+    group, _, key = UNHASHED_KEY.partition(".")
+    if isinstance(kept.get(group), Mapping):
+        kept[group] = {k: v for k, v in kept[group].items() if k != key}
     text = json.dumps(kept, sort_keys=True, default=str)
     return hashlib.sha256((text + fingerprint()).encode()).hexdigest()[:12]
 

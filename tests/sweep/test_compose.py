@@ -123,8 +123,11 @@ def test_a_manifest_comes_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["study=x", "output_dir=x", "tracking=jsonl", "tracking.log_samples=0", "checkpoint.every=3"],
-)
+    [
+        "study=x", "output_dir=x", "tracking=jsonl", "tracking.log_samples=0", "checkpoint.every=3",
+        "hardware.shard=fsdp2",
+    ],
+)  # fmt: skip
 def test_what_changes_no_number_changes_no_job(override: str) -> None:
     assert job_id(one(override)) == job_id(one())
 
@@ -134,6 +137,12 @@ def test_what_changes_no_number_changes_no_job(override: str) -> None:
 )
 def test_what_changes_numbers_changes_the_job(override: str) -> None:
     assert job_id(one(override)) != job_id(one())
+
+
+@pytest.mark.parametrize("factor", ["hardware.shard=none,fsdp2", "checkpoint.every=0,3"])
+def test_what_changes_no_number_is_no_factor(factor: str) -> None:
+    with pytest.raises(ConfigError, match="its arms would be one run"):
+        members(jobs_of(factor), None)
 
 
 def test_a_sweep_s_job_is_the_same_run_as_the_single_command() -> None:

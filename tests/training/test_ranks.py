@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from grpolab.component import ConfigError
-from grpolab.config import bind_run, job_id
+from grpolab.config import bind_run
 from grpolab.training.ranks import ALONE, Ranks, backend, buckets
 
 if TYPE_CHECKING:
@@ -263,12 +263,6 @@ def test_a_checkpoint_goes_on_at_another_world_size(
 def test_what_cannot_be_shared_out_is_refused(settings: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         lab.run_of(SHARD, *settings)
-
-
-def test_sharing_out_does_not_change_who_a_run_is() -> None:
-    plain, shared = lab.run_of(), lab.run_of(SHARD)
-    assert plain.raw != shared.raw
-    assert job_id(plain.raw) == job_id(shared.raw)
 
 
 # -- what is split ---------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from grpolab.component import ConfigError, nearest
-from grpolab.config import UNHASHED, job_id
+from grpolab.config import UNHASHED, UNHASHED_KEY, job_id
 from grpolab.sweep.compose import Job, Sweep
 from grpolab.sweep.factors import as_override, matching
 from grpolab.tracking.folder import RunFolder, write_atomically
@@ -44,7 +44,7 @@ def members(sweep: Sweep, baseline: Mapping[str, Any] | None) -> list[Member]:
     """The jobs with their arms: what differs from the baseline, as sorted overrides."""
     factors = [f for f in sweep.factors if f != "seed"]
     for key in factors:
-        if key.split(".")[0] in (*UNHASHED, "checkpoint"):
+        if key.split(".")[0] in (*UNHASHED, "checkpoint") or key == UNHASHED_KEY:
             raise ConfigError(
                 f"{key}: several values given, but they change where or how a run is recorded and "
                 "not what it computes, so its arms would be one run; allowed: one value."
