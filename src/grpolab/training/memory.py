@@ -39,7 +39,7 @@ def default_tokens(policy: Policy) -> int:
     GPU needs more rows to be busy."""
     if policy.device.type != "cpu":
         return MOST
-    weights = sum(p.numel() * p.element_size() for p in policy.model.parameters())
+    weights: int = sum(p.numel() * p.element_size() for p in policy.model.parameters())
     fits = max(KEPT, weights // 2) // policy.bytes_per_token()
     return min(MOST, max(FEWEST, fits))
 
