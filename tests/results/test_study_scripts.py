@@ -187,3 +187,17 @@ def test_a_folder_without_accuracies_is_refused(
 ) -> None:
     assert by_difficulty.main([f"out={tmp_path}"]) == 2
     assert "has no by_difficulty.csv" in capsys.readouterr().err
+
+
+def test_the_committed_effects_follow_from_the_committed_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    committed = Path(effects.__file__).parent
+    assert effects.main([f"kept={committed}", f"out={tmp_path}"]) == 0
+    assert "selection=dynamic after nothing" in capsys.readouterr().out
+    found, wanted = (pd.read_csv(folder / "effects.csv") for folder in (tmp_path, committed))
+    assert wanted["kind"].value_counts().to_dict() == {
+        "rung": 12, "alone": 3, "last": 3, "main": 3, "interaction": 3,
+    }  # fmt: skip
+    pd.testing.assert_frame_equal(found, wanted, rtol=1e-6)
+    assert (tmp_path / "contributions.png").stat().st_size > 1000
