@@ -78,7 +78,7 @@ def given(seeds: str) -> list[int]:
 @every_study
 def test_its_page_asks_predicts_and_ends_in_a_verdict(study: str) -> None:
     text = page(study)
-    parts = [r"\*\*Question\.\*\*", r"\*\*Prediction, made beforehand\.\*\*"]
+    parts = [r"\*\*Question\.\*\*", r"\*\*Prediction, made beforehand\.?\*\*"]
     parts += [r"\*\*Fixed beforehand\.\*\*", r"\*\*Verdict, \d{4}-\d\d-\d\d\*\*"]
     places = [re.search(part, text) for part in parts]
     assert all(places), f"{study}: {[p for p, at in zip(parts, places, strict=True) if not at]}"
