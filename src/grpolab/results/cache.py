@@ -45,20 +45,25 @@ def read(path: Path) -> dict[str, Points]:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(path, memory_map=False)
-        notes = json.loads(table.schema.metadata[b"grpolab"])
-        if notes["version"] != VERSION or sum(notes["counts"]) != table.num_rows:
-            return {}
-        found = _parts(table, notes)
+        with parquet.ParquetFile(path, memory_map=False) as file:
+            notes = json.loads(file.schema_arrow.metadata[b"grpolab"])
+            if notes["version"] != VERSION or sum(notes["counts"]) != file.metadata.num_rows:
+                return {}
+            # a column at a time: Arrow's copy of one is gone before the next one's is made
+            columns = [file.read(columns=[name])[name].to_numpy() for name in _COLUMNS]
+        pyarrow.default_memory_pool().release_unused()
+        found = _parts(columns, notes)
         os.utime(path)
         return found
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError):
         return {}
 
 
-def _parts(table: Any, notes: Any) -> dict[str, Points]:
-    codes = table["metric"].to_numpy()
-    steps, values = table["step"].to_numpy(), table["value"].to_numpy()
+_COLUMNS = ("metric", "step", "value")
+
+
+def _parts(columns: Sequence[Any], notes: Any) -> dict[str, Points]:
+    codes, steps, values = columns
     names = [str(name) for name in notes["names"]]
     if len(codes) and not 0 <= codes.min() <= codes.max() < len(names):
         raise ValueError("a metric without a name")
