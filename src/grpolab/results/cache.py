@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,12 @@ def read(path: Path) -> dict[str, Points]:
     from pyarrow import parquet
 
     try:
-        with parquet.ParquetFile(path, memory_map=False) as file:
+        with _system_memory(), parquet.ParquetFile(path, memory_map=False) as file:
             notes = json.loads(file.schema_arrow.metadata[b"grpolab"])
             if notes["version"] != VERSION or sum(notes["counts"]) != file.metadata.num_rows:
                 return {}
             # a column at a time: Arrow's copy of one is gone before the next one's is made
-            columns = [file.read(columns=[name])[name].to_numpy() for name in _COLUMNS]
-        pyarrow.default_memory_pool().release_unused()
+            columns = [file.read([name], use_threads=False)[name].to_numpy() for name in _COLUMNS]
         found = _parts(columns, notes)
         os.utime(path)
         return found
@@ -60,6 +59,19 @@ def read(path: Path) -> dict[str, Points]:
 
 
 _COLUMNS = ("metric", "step", "value")
+
+
+@contextmanager
+def _system_memory() -> Iterator[None]:
+    """Arrow's own pool keeps much of what was freed, the system's does not."""
+    import pyarrow
+
+    before = pyarrow.default_memory_pool()
+    pyarrow.set_memory_pool(pyarrow.system_memory_pool())
+    try:
+        yield
+    finally:
+        pyarrow.set_memory_pool(before)
 
 
 def _parts(columns: Sequence[Any], notes: Any) -> dict[str, Points]:
