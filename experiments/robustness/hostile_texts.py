@@ -19,7 +19,7 @@ from functools import partial
 from itertools import groupby
 
 from grpolab.component import component
-from grpolab.rewards.base import VERIFY_SECONDS, RewardInputs
+from grpolab.rewards.base import VERIFY_SECONDS, RewardInputs, Scores
 from grpolab.tasks.base import Example, Task
 from grpolab.training.collect import correctness
 
@@ -162,11 +162,16 @@ def measure(texts: Mapping[str, str], limit: float, words: Sequence[str] = ()) -
             if pool is not None:
                 pool.start()  # a new helper in the place of a killed one; no limit counts that
             given = inputs(text, gsm8k, "B" if name == "choice" else ANSWER)
-            yield cost(name, label, allowed, lambda r=reward, g=given: r(g).total[0])
+            yield cost(name, label, allowed, partial(scored, reward, given))
     named = {f"verifier of {name}": found for name, found in tasks().items()}
     for name, (task, example) in named.items():
         for label, text in texts.items() if wanted(name) else ():
             yield cost(name, label, VERIFY_SECONDS, partial(judged, task, text, example))
+
+
+def scored(reward: Callable[[RewardInputs], Scores], given: RewardInputs) -> float:
+    """The score of one completion."""
+    return reward(given).total[0]
 
 
 def judged(task: Task, text: str, example: Example) -> float:

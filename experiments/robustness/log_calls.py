@@ -127,4 +127,5 @@ def main(how: str, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*(sys.argv[1:2] or ["locked"]), steps=int((sys.argv[2:3] or ["200"])[0]))
+    given = [*sys.argv[1:], *("locked", "200")[len(sys.argv) - 1 :]]
+    main(given[0], int(given[1]))

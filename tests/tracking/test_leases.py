@@ -47,6 +47,7 @@ class Clock:
 
 def held(path: Path, host: str, pid: int, at: float, **changes: str) -> RunFolder:
     """A folder whose lease that process renewed at that time."""
+    lease: dict[str, Any]
     lease = {"host": host, "space": pid_space(), "pid": pid, "started": process_start(pid)}
     lease |= {"time": at, **changes}
     text = json.dumps({"state": "running", "reason": None, "lease": lease})

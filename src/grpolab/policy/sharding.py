@@ -43,7 +43,6 @@ def shard(model: Any, peers: Peers) -> Any:
         ConfigError: where Transformers does not say what the model's layers are.
     """
     from torch.distributed.fsdp import (
-        FSDPModule,
         MixedPrecisionPolicy,
         fully_shard,
         register_fsdp_forward_method,
@@ -59,9 +58,9 @@ def shard(model: Any, peers: Peers) -> Any:
     mesh = peers.mesh(next(model.parameters()).device.type)
     lower = next(model.parameters()).dtype.itemsize < torch.float32.itemsize
     precision = MixedPrecisionPolicy(reduce_dtype=torch.float32 if lower else None)
-    for unit in (*layers, model):
+    units: list[Any] = [*layers, model]  # FSDP2 makes another class of each
+    for unit in units:
         fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=precision)
-        assert isinstance(unit, FSDPModule)
         unit.set_gradient_divide_factor(1.0)  # parts of one global loss: a sum, no mean
         unit.set_force_sum_reduction_for_comms(True)  # the one that gloo knows
         unit.set_custom_all_gather(Gather(peers))
@@ -175,4 +174,4 @@ def own_part(value: Tensor, like: Tensor) -> Tensor:
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor, as memory that can be written to; a whole one itself."""
-    return tensor.to_local() if in_parts(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
+    return tensor.to_local() if in_parts(tensor) else tensor  # type: ignore[attr-defined]

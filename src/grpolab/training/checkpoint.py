@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from grpolab.policy.sharding import Around, gathered, local, own_part
-from grpolab.tracking.disk import to_disk
+from grpolab.tracking.disk import to_disk as to_disk
 
 FOLDER = "checkpoint"
 EXTRA = "extra"
@@ -49,8 +49,10 @@ def kept(
         reference: the reference's parameters by name, where it moves.
         around: each transfer between ranks.
     """
-    found: dict[str, Mapping[str, Tensor]]
-    found = {"weights": parameters, "optimizer": _optimizer_tensors(parameters, optimizer)}
+    found: dict[str, Mapping[str, Tensor]] = {
+        "weights": parameters,
+        "optimizer": _optimizer_tensors(parameters, optimizer),
+    }
     if reference:
         found["reference"] = reference
     return {file: gathered(tensors, around) for file, tensors in found.items()}
@@ -103,8 +105,8 @@ def _write(
     """All files, on the disk when this returns."""
     from safetensors.torch import save_file
 
-    for name, tensors in kept.items():
-        save_file(_plain(tensors), new / f"{name}.safetensors")
+    for name, own in kept.items():
+        save_file(_plain(own), new / f"{name}.safetensors")
     for name, tensors in (extra or {}).items():
         (new / EXTRA).mkdir(exist_ok=True)
         save_file(_plain(tensors), new / EXTRA / f"{name}.safetensors")
