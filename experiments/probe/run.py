@@ -1,26 +1,33 @@
-"""40 variants on one batch of the embedded model: the frames, the figures, and the times.
+"""40 variants on one batch: the frames, the figures, and the times.
 
-    python experiments/probe/run.py [out=experiments/probe/out]
+    python experiments/probe/run.py [on=tiny|smollm2] [parts=signal,shares,tokens] [out=…/out]
 
-The times are seconds of processor time on one thread, so that a busy machine does not count.
+The times are seconds of processor time on one thread, so that a busy machine counts less.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 from pathlib import Path
 
-from grpolab.probe.arms import arms_of
-from grpolab.probe.session import probe, write
+from grpolab.config import Run
+from grpolab.probe.request import PARTS, Request
+from grpolab.probe.session import measure, probe, write
 from grpolab.sweep.compose import Command
 from grpolab.sweep.preflight import check
 
-BASE = (
-    "hardware.device=cpu", "hardware.threads=1", "tracking=jsonl", "prompts_per_step=16",
-    "sampler.max_new_tokens=24", "optimizer.lr=2e-4",
-)  # fmt: skip
+COMMON = ("hardware.device=cpu", "hardware.threads=1", "tracking=jsonl", "sampler.group_size=8")
+BASES = {
+    "tiny": (
+        *COMMON, "prompts_per_step=16", "sampler.max_new_tokens=24", "optimizer.lr=2e-4",
+    ),
+    "smollm2": (
+        *COMMON, "experiment=smollm2_addition", "prompts_per_step=4", "sampler.max_new_tokens=6",
+    ),
+}  # fmt: skip
 CLIPS = (
     "ppo", "none", "reinforce", "dual", "two_sided", "cispo", "gspo", "gspo_token", "gmpo", "luspo",
     "sapo", "vespo", "dppo", "clip_cov", "kl_cov", "topr", "tis_pg", "quadratic", "bapo", "fipo",
@@ -47,30 +54,40 @@ STALE = ["clip=ppo", "clip=none", "clip=reinforce", "clip=cispo", "clip=gspo", "
 
 def main() -> None:
     """Runs the probe, then training's own backward pass on the same batch for comparison."""
-    out = Path(next((a[4:] for a in sys.argv[1:] if a.startswith("out=")), "experiments/probe/out"))
-    probe(["clip=ppo"], overrides=BASE)  # imports and first calls are nobody's
+    given = dict(word.split("=", 1) for word in sys.argv[1:])
+    on, out = given.get("on", "tiny"), Path(given.get("out", "experiments/probe/out"))
+    words, parts = BASES[on], tuple(given.get("parts", ",".join(PARTS)).split(","))
+    if on == "tiny":
+        probe(["clip=ppo"], overrides=words)  # imports and first calls are nobody's
     began = time.process_time()
-    found = probe(VARIANTS, overrides=BASE)
-    whole = time.process_time() - began
+    asked = Request(Command(list(words)), VARIANTS, parts=parts).resolved()
+    composing = time.process_time() - began
     began = time.process_time()
-    probe(["clip=ppo"], overrides=BASE)
-    one = time.process_time() - began
-    backward = backward_seconds()
-    times = {
-        "arms": len(VARIANTS),
-        "seconds": round(whole, 2),
-        "seconds_with_one_arm": round(one, 2),
-        "passes_over_single_completions": found.passes,
-        "seconds_of_a_backward_pass_in_training": round(backward, 4),
-        "seconds_of_as_many": round(len(VARIANTS) * backward, 2),
-    }
+    found = measure(asked)
+    measuring = time.process_time() - began
     write(found, out)
+    backward = backward_seconds(asked.base, 5 if on == "tiny" else 1)
+    as_many = len(VARIANTS) * backward
+    times = {
+        "model": asked.base.model.name,
+        "arms": len(VARIANTS),
+        "seconds_composing_the_arms": round(composing, 2),
+        "seconds_of_rollouts_and_gradients": round(measuring, 2),
+        "backward_passes": round(found.passes.backward, 2),
+        "forward_mode_passes": round(found.passes.forward_mode, 2),
+        "seconds_of_a_backward_pass_in_training": round(backward, 4),
+        "seconds_of_as_many": round(as_many, 2),
+        "ratio": round((composing + measuring) / as_many, 2),
+        "ratio_without_composing": round(measuring / as_many, 2),
+        "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+    }
     (out / "times.json").write_text(json.dumps(times, indent=2) + "\n")
     print(times)
-    probe(STALE, overrides=BASE, staleness=[0, 1, 4, 16], out=out / "stale")
+    if on == "tiny":
+        probe(STALE, overrides=words, staleness=[0, 1, 4, 16], out=out / "stale")
 
 
-def backward_seconds(repeats: int = 5) -> float:
+def backward_seconds(base: Run, repeats: int) -> float:
     """Processor seconds of training's own forward and backward pass over that batch."""
     import torch
 
@@ -78,7 +95,6 @@ def backward_seconds(repeats: int = 5) -> float:
     from grpolab.training.collect import Collector
     from grpolab.training.update import Updater
 
-    base, _ = arms_of(Command(list(BASE)), [["clip=ppo"]])
     ready = check(base)
     policy = Policy(ready.encoder, base.hardware, seed=base.seed)
     updater = Updater(base, policy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +70,7 @@ def test_a_histogram_by_hand() -> None:
 
     def at(level: str, value: float) -> float:
         own = found[(found["updates"] == 3) & (found["level"] == level)]
+        value = min(value, own["low"].max())  # what lies beyond the last bin is in it
         return float(own.loc[(own["low"] <= value) & (value < own["high"]), "share"].iloc[0])
 
     assert at("token", 0.4) == pytest.approx(1 / 5)  # 9.0 is masked
@@ -104,8 +106,9 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Probe, Pa
     found = {}
     for by in ("batch", "fresh"):
         out = tmp_path_factory.mktemp(by)
-        seen = probe(ARMS, overrides=BASE, staleness=[0, 2], stale_by=by, fresh=3, out=out)  # type: ignore[arg-type]
-        found[by] = (seen, out)
+        asked: dict[str, Any] = {"staleness": [0, 2], "stale_by": by, "fresh": 3}
+        # figures of one of them
+        found[by] = (probe(ARMS, overrides=BASE, **asked, out=out if by == "fresh" else None), out)
     return found
 
 
@@ -128,13 +131,15 @@ def test_both_views_begin_alike_and_part(views: dict[str, tuple[Probe, Path]]) -
 
 
 def test_ratios_are_written_and_drawn(views: dict[str, tuple[Probe, Path]]) -> None:
-    for seen, out in views.values():
+    for by, (seen, out) in views.items():
         table = seen.ratios
         assert table.groupby(["updates", "level"])["share"].sum().round(9).eq(1).all()
         now = table[(table["updates"] == 0) & (table["share"] > 0)]
         assert ((now["low"] <= 0) & (now["high"] > 0)).all()  # nothing has moved
         later = table[(table["updates"] == 2) & (table["share"] > 0)]
         assert len(later) > 10
+        if by == "batch":
+            continue
         assert (out / "ratios.csv").exists()
         for name in ("ratios", "staleness", "tokens"):
             assert (out / "figures" / f"{name}.png").stat().st_size > 5000

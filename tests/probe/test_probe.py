@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from grpolab.cli import main
 from grpolab.component import ConfigError
-from grpolab.config import Run, bind_run, job_id
+from grpolab.config import Run, job_id
+from grpolab.policy.locate import TINY
 from grpolab.probe import measures
 from grpolab.probe.arms import parse_variants
 from grpolab.probe.gradients import span
 from grpolab.probe.page import write_page
 from grpolab.probe.records import Probe
 from grpolab.probe.session import probe
-from grpolab.sweep.compose import expand, parse_command
 from grpolab.sweep.preflight import check
 from grpolab.tracking.folder import RunFolder
 from grpolab.training.loop import Trainer
 
-BASE = (
-    "hardware.device=cpu", "hardware.threads=1", "tracking=jsonl", "prompts_per_step=4",
-    "sampler.group_size=8", "sampler.max_new_tokens=8", "eval.every=0", "eval.prompts=2",
-    "eval.samples=0", "steps=3",
-)  # fmt: skip
+if TYPE_CHECKING:
+    from tests.probe.first_gradients import BASE, Stopped, assert_same_gradients, composed
+else:
+    from first_gradients import BASE, Stopped, assert_same_gradients, composed
+
 SHORT = ("sampler.max_new_tokens=1", "reward=format", "reward.pattern='[0-4].*'")
 """Completions of one token, half of which are rewarded."""
 EXACT = [
@@ -46,52 +45,6 @@ KL = [
     ["kl=full", "kl.placement=reward", "kl.beta=0.3"],
     ["clip=sapo", "correction=truncate", "aggregation=seq_mean_token_sum_norm"],
 ]
-
-
-def composed(*overrides: str) -> Run:
-    return bind_run(expand(parse_command([*BASE, *overrides])).jobs[0].raw)
-
-
-class Stopped(Exception):
-    """The first update has its gradient."""
-
-
-def first_gradient(run: Run, folder: Path) -> dict[str, Tensor]:
-    """The gradient of the first update that training itself makes, resumed where it can be."""
-    ready = check(run)
-    trainer = Trainer(run, ready.encoder, ready.examples, RunFolder(folder))
-    found: dict[str, Tensor] = {}
-
-    def stop() -> float:
-        for name, parameter in trainer.updater.parameters.items():
-            assert parameter.grad is not None
-            found[name] = parameter.grad.clone()
-        raise Stopped
-
-    trainer.updater._step = stop  # type: ignore[method-assign]
-    with pytest.raises(Stopped):
-        trainer.fit(lambda step, metrics: None)
-    return found
-
-
-def assert_same_gradients(
-    found: Probe, variants: list[list[str]], folder: Path, start: Path | None = None, *base: str
-) -> None:
-    for j, variant in enumerate(variants):
-        own = folder / str(j)
-        own.mkdir(parents=True)
-        if start is not None:
-            shutil.copytree(start / "checkpoint", own / "checkpoint")
-        last = {o.partition("=")[0]: o for o in [*base, *variant]}
-        wanted = first_gradient(composed(*last.values()), own)
-        size = sum(float(g.double().square().sum()) for g in wanted.values()) ** 0.5
-        away = sum(
-            float((found.kept[n][j] - g.flatten()).double().square().sum())
-            for n, g in wanted.items()
-        )
-        assert size > 0
-        assert away**0.5 < 1e-5 * size, variant
-        assert found.gradients["norm"][j] == pytest.approx(size, rel=1e-5)
 
 
 def test_training_s_first_gradient(tmp_path: Path) -> None:
@@ -129,6 +82,36 @@ def test_training_s_gradient_after_a_checkpoint(trained: tuple[Path, Run], tmp_p
     assert found.step == 2
     base = ("optimizer.lr=1e-3", f"output_dir={tmp_path}")
     assert_same_gradients(found, KL, tmp_path, folder, *base)
+
+
+def test_a_checkpoint_is_its_run(trained: tuple[Path, Run]) -> None:
+    folder, _ = trained
+    by_run = probe(KL[:1], run=folder.name, overrides=[f"output_dir={folder.parents[1]}"])
+    by_path = probe(KL[:1], checkpoint=folder / "checkpoint")
+    assert by_path.step == 2
+    assert by_path.gradients["norm"][0] == by_run.gradients["norm"][0]
+
+
+def test_a_saved_model_as_a_checkpoint() -> None:
+    found = [probe(["clip=ppo"], overrides=BASE, checkpoint=path) for path in (None, TINY)]
+    assert found[0].gradients["norm"][0] == found[1].gradients["norm"][0]
+
+
+def test_k3_as_a_loss_is_not_the_reverse_kl(trained: tuple[Path, Run]) -> None:
+    """Where no answer is rewarded only the KL has a gradient. k2's slope is β·log(π/π_ref), whose
+    mean is the reverse KL's gradient; k3's is β·(1 − π_ref/π), whose mean is the forward one's."""
+    folder, _ = trained
+    arms = [["kl=k2", "kl.beta=0.5"], ["kl=k3", "kl.beta=0.5"]]
+    words = [
+        f"output_dir={folder.parents[1]}", "reward=format", "reward.pattern=zzz",
+        "aggregation=seq_mean_token_sum",
+    ]  # fmt: skip
+    found = probe(arms, run=folder.name, overrides=words, parts=["tokens"])
+    k2, k3 = (own["weight"].to_numpy() for _, own in found.tokens.groupby("arm"))
+    beta = 0.5 / 32  # over the 32 completions
+    assert np.abs(k2).max() > 1e-5
+    np.testing.assert_allclose(k3, -beta * (1 - np.exp(k2 / beta)), rtol=1e-3, atol=1e-9)
+    assert found.cosine.to_numpy()[0, 1] < 1 - 1e-6
 
 
 def names(found: Probe) -> list[str]:
@@ -183,6 +166,10 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["variants=[sampler.temperature=2,clip=ppo]"], "share their rollouts"),
         (["variants=[clip]"], "overrides such as"),
         (["run=nothing", "variants=[clip=ppo]"], "no run 'nothing'"),
+        (["parts=[signals]", "variants=[clip=ppo]"], "did you mean signal?"),
+        (["group_sizes=[3]", "variants=[clip=ppo]"], "allowed: 2, 4."),
+        (["hardware.dtype=float16", "variants=[clip=ppo]"], "float32, bfloat16"),
+        (["variants=[selection=replay]", "staleness=[1]"], "groups of earlier steps"),
         ([], "none given"),
     ):
         assert main(["probe", *BASE, *words, f"out={tmp_path / 'x'}"]) == 2
@@ -216,7 +203,8 @@ def test_signal_is_unbiased() -> None:
     source = np.random.default_rng(0)
     groups, mean = 6, np.array([0.5, -0.2, 0.1])
     draws = mean + source.normal(size=(20000, groups, 3))
-    found = np.array([measures.signal(d @ d.T) for d in draws]).mean(axis=0)
+    totals, own = np.square(draws.sum(axis=1)).sum(axis=1), np.square(draws).sum(axis=2)
+    found = np.array([measures.signal(t, o) for t, o in zip(totals, own, strict=True)]).mean(axis=0)
     assert found[0] == pytest.approx(groups**2 * mean @ mean, rel=0.02)
     assert found[1] == pytest.approx(groups * 3, rel=0.02)
 
@@ -231,7 +219,16 @@ def test_cosine_error_of_a_known_case() -> None:
         a, b = np.delete(terms, p, axis=1).sum(axis=1)
         left.append(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
     wanted = np.sqrt(4 / 5 * ((np.array(left) - np.mean(left)) ** 2).sum())
-    assert measures.cosine_errors(inner)[0, 1] == pytest.approx(wanted)
+    own = np.einsum("ipjp->ijp", inner)
+    assert measures.cosine_errors(inner.sum(axis=3), own)[0, 1] == pytest.approx(wanted)
+
+
+def test_half_cosine_by_hand() -> None:
+    source = np.random.default_rng(2)
+    even, odd = source.normal(size=(2, 9))
+    wanted = even @ odd / np.linalg.norm(even) / np.linalg.norm(odd)
+    whole = even + odd
+    assert measures.half_cosine(whole @ whole, even @ even, even @ whole) == pytest.approx(wanted)
 
 
 def test_parts_sum_to_the_whole() -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from grpolab.probe.page import write_page
-from grpolab.probe.records import Probe
+from grpolab.probe.records import Counts, Probe
 from grpolab.probe.token_map import alike, drawable, token_map
 from grpolab.results import style
 from grpolab.results.visible import visible
@@ -69,7 +69,9 @@ def test_the_page_shows_control_characters_as_text(tmp_path: Path) -> None:
     ]  # fmt: skip
     row = dict.fromkeys(columns, 0.5) | {"arm": "clip=ppo\x1b[31m"}
     nothing = pd.DataFrame()
-    found = Probe(nothing, nothing, pd.DataFrame([row]), tokens(), nothing, nothing, nothing, 0, 1)
+    found = Probe(
+        nothing, nothing, pd.DataFrame([row]), tokens(), nothing, nothing, nothing, 0, Counts(1, 1)
+    )
     page = write_page(found, tmp_path, []).read_text(encoding="utf-8")
     assert "\x1b" not in page
     assert "\u202e" not in page

@@ -11,6 +11,8 @@ OWN_KEYS = {
     "run": "job_id of a run: its configuration, weights and next step",
     "checkpoint": "a run's folder, its checkpoint/ or model/, or any saved model",
     "variants": "arms: [clip=cispo,[kl=k3,kl.beta=0.01],'advantage=rloo clip=none']",
+    "parts": "of [signal,shares,tokens], what is wanted beside norms and cosines (all)",
+    "group_sizes": "smaller groups whose signal and noise are measured, too: [2,4]",
     "staleness": "further updates of the first arm after which to look again: [0,1,4,16]",
     "stale_by": "those updates: batch (on this batch) or fresh (training steps on fresh prompts)",
     "fresh": "batches of fresh completions that the true gradient then is estimated from (4)",
@@ -36,8 +38,9 @@ def probe(arguments: Sequence[str]) -> int:
     if not arguments or any(a in ("-h", "--help") for a in arguments):
         print(USAGE.format(keys="\n".join(f"  {k:<12}{v}" for k, v in OWN_KEYS.items())))
         return 0
-    from grpolab.probe.arms import arms_of, parse_variants
-    from grpolab.probe.staleness import parse_staleness
+    from grpolab.probe.arms import parse_variants
+    from grpolab.probe.request import PARTS, Request
+    from grpolab.probe.staleness import items, parse_staleness, whole_numbers
     from grpolab.sweep.compose import parse_command
     from grpolab.sweep.preflight import check_writable
 
@@ -45,20 +48,21 @@ def probe(arguments: Sequence[str]) -> int:
     command = parse_command(words)
     if command.rest:
         raise ConfigError(f"{command.rest[0]}: unknown flag; allowed: --config-dir, --help.")
-    variants = parse_variants(own["variants"]) if "variants" in own else []
-    stale = parse_staleness(own)
-    if not (own.keys() & {"run", "checkpoint"}):  # refused without loading torch
-        arms_of(command, variants)
+    asked = Request(
+        command,
+        parse_variants(own["variants"]) if "variants" in own else [],
+        own.get("run"),
+        own.get("checkpoint"),
+        tuple(items(own["parts"])) if "parts" in own else PARTS,
+        tuple(whole_numbers(own.get("group_sizes", ""), "group_sizes")),
+        parse_staleness(own),
+    ).resolved()  # refused without loading torch
+    base = asked.base
     if "out" in own:
         check_writable(own["out"], "out")
-    from grpolab.probe.session import located, measure, write
+    from grpolab.probe.session import measure, write
 
-    place, overrides = located(
-        command.overrides, own.get("run"), own.get("checkpoint"), command.config_dir
-    )
-    command.overrides = overrides
-    base, arms = arms_of(command, variants)
-    found = measure(base, arms, place, staleness=stale)
+    found = measure(asked)
     folder = Path(own.get("out", Path(base.output_dir) / "probe"))
     write(found, folder)
     if base.tracking.mlflow:
@@ -67,7 +71,7 @@ def probe(arguments: Sequence[str]) -> int:
         to_mlflow(found, base, folder)
     columns = ["arm", "norm", "loss", "clip_share", "snr", "cosine_to_first", "cosine_error"]
     print(found.gradients[columns].to_string(index=False, float_format=lambda x: f"{x:.4g}"))
-    print(f"{found.passes} backward passes over single completions. Written to {folder}.")
+    print(f"{found.passes} over the batch. Written to {folder}.")
     return 0
 
 
@@ -82,7 +86,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
                 raise ConfigError(f"{key}: empty; allowed: {OWN_KEYS[key]}.")
             own[key] = value
         elif sign and "." not in key and "/" not in key and nearest(key, OWN_KEYS) and key in (
-            "variant", "runs", "checkpoints", "outs",
+            "variant", "runs", "checkpoints", "outs", "part", "group_size",
         ):  # fmt: skip
             raise ConfigError(f"{key}: unknown key (given {value}){nearest(key, OWN_KEYS)}")
         else:

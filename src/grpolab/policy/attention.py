@@ -55,11 +55,25 @@ class PackedAttention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: list[Block], scaling: float
     ) -> Tensor:
         ctx.save_for_backward(q, k, v)
+        ctx.save_for_forward(q, k, v)
         ctx.blocks, ctx.scaling = blocks, scaling
         out = torch.empty_like(q)
         for block in blocks:
             found = attend(*gathered(q, k, v, block), block.mask, scaling)
             out[block.queries[block.valid]] = found.transpose(1, 2)[block.valid]
+        return out.flatten(1)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        q, k, v = ctx.saved_tensors
+        dq, dk, dv = tangents[:3]
+        out = torch.empty_like(q)
+        for whole in ctx.blocks:
+            for block in whole.split(max(1, SCORES_AT_ONCE // (q.shape[1] * whole.scores))):
+                found = turned(
+                    gathered(q, k, v, block), gathered(dq, dk, dv, block), block, ctx.scaling
+                )
+                out[block.queries[block.valid]] = found.transpose(1, 2)[block.valid]
         return out.flatten(1)
 
     @staticmethod
@@ -78,6 +92,29 @@ class PackedAttention(torch.autograd.Function):
             ):
                 total.index_add_(0, places.flatten(), part.transpose(1, 2).flatten(0, 1))
         return *sums, None, None
+
+
+def turned(
+    values: tuple[Tensor, Tensor, Tensor],
+    tangents: tuple[Tensor, Tensor, Tensor],
+    block: Block,
+    scaling: float,
+) -> Tensor:
+    """[R, H, L, D] the derivative of a block's attention along those of its q [R, H, L, D], k and
+    v [R, Hkv, S + L, D]: with P = softmax(S), dP = P · (dS − Σ P · dS)."""
+    repeats = values[0].shape[1] // values[1].shape[1]
+    (q, k, v), (dq, dk, dv) = (
+        (t[0], *(x.repeat_interleave(repeats, dim=1) for x in t[1:])) for t in (values, tangents)
+    )
+    mask = block.mask
+    if mask is None:
+        length = q.shape[2]
+        mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
+    weights = ((q * scaling) @ k.mT).masked_fill(~mask, -torch.inf).softmax(dim=-1)
+    slope = ((dq * scaling) @ k.mT).add_((q * scaling) @ dk.mT).mul_(weights)
+    slope = slope - weights * slope.sum(dim=-1, keepdim=True)
+    found: Tensor = slope @ v + weights @ dv
+    return found
 
 
 def gather(packed: Tensor, places: Tensor) -> Tensor:

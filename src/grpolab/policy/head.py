@@ -76,9 +76,24 @@ class TokenHead(torch.autograd.Function):
                 kept.append(e)
         logps, entropy, squares, total = (torch.cat(p) for p in zip(*parts, strict=True))
         ctx.save_for_backward(hidden, weight, bias, tokens, total, *kept)
+        ctx.save_for_forward(hidden, weight, bias, tokens)
         ctx.scale = scale
         ctx.mark_non_differentiable(entropy, squares)
         return logps, entropy, squares
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> tuple[Tensor, None, None]:
+        hidden, weight, bias, tokens = ctx.saved_tensors
+        dhidden, dweight, dbias = tangents[:3]
+        lower, dlower = lowered(hidden, weight, bias), lowered(hidden, dweight, dbias)
+        found = []
+        for rows in chunks(len(hidden), len(weight)):
+            weights = shifted(hidden[rows], *lower, ctx.scale).softmax(dim=-1)
+            slope = kernels.linear(dhidden[rows], lower[0]).to(weights.dtype)
+            slope = slope.add_(kernels.linear(hidden[rows], *dlower)).mul_(ctx.scale)
+            chosen = slope.gather(1, tokens[rows].unsqueeze(1)).squeeze(1)
+            found.append(chosen - (weights * slope).sum(dim=-1))
+        return torch.cat(found), None, None
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -92,7 +107,8 @@ class TokenHead(torch.autograd.Function):
             e = kept[index] if kept else shifted(hidden[rows], *lower, ctx.scale).exp_()
             # ∂ log π(token) / ∂ logits = one-hot − π, times the gradient that comes in
             grad = grads[0][rows] * ctx.scale
-            slope = e.mul_((-grad / total[rows]).unsqueeze(1))
+            share = (-grad / total[rows]).unsqueeze(1)
+            slope = e * share if kept else e.mul_(share)  # kept ones serve again
             slope.scatter_add_(1, tokens[rows].unsqueeze(1), grad.unsqueeze(1))
             slope = slope.to(hidden.dtype)
             if hidden_grad is not None:

@@ -1,9 +1,10 @@
 """A decoder's layers for training: the same mathematics as Transformers', with less kept for the
 backward pass, over packed tokens.
 
-Each function below saves what its gradient needs and no more; products run on the kernels of
-`grpolab.policy.kernels`. Below float32 the products run in the lower dtype while norms, residual
-stream and gradients of weights stay wide, as under autocast.
+Each function below saves what its gradient needs and no more, and knows its derivative in forward
+mode (`jvp`), which the probe takes; products run on the kernels of `grpolab.policy.kernels`. Below
+float32 the products run in the lower dtype while norms, residual stream and gradients of weights
+stay wide, as under autocast.
 """
 
 from __future__ import annotations
@@ -31,7 +32,17 @@ class Norm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         scale = torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
         ctx.save_for_backward(x, weight, scale)
+        ctx.save_for_forward(x, weight, scale)
         return (x * scale).mul_(weight)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        x, weight, scale = ctx.saved_tensors
+        dx, dweight, _ = tangents
+        unit = x * scale
+        dunit = (dx - unit * (unit * dx).mean(dim=-1, keepdim=True)).mul_(scale)
+        found: Tensor = dunit.mul_(weight).add_(unit.mul_(dweight))
+        return found
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -53,9 +64,18 @@ class Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
+        ctx.save_for_forward(x, weight)
         ctx.bias_dtype = None if bias is None else bias.dtype
         lower = None if bias is None else bias.to(x.dtype)
         return kernels.linear(x, weight.to(x.dtype), lower)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        x, weight = ctx.saved_tensors
+        dx, dweight, dbias = tangents
+        lower = None if dbias is None else dbias.to(x.dtype)
+        found = kernels.linear(dx, weight.to(x.dtype), lower)
+        return found.add_(kernels.linear(x, dweight.to(x.dtype)))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -74,7 +94,13 @@ class Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
+        ctx.save_for_forward(cos, sin)
         return rotate(x, (cos, sin))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        cos, sin = ctx.saved_tensors
+        return rotate(tangents[0], (cos, sin))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -88,7 +114,19 @@ class Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up, weight)
+        ctx.save_for_forward(gate, up, weight)
         return kernels.linear(functional.silu(gate).mul_(up), weight.to(gate.dtype))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        gate, up, weight = ctx.saved_tensors
+        dgate, dup, dweight = tangents
+        sigmoid = gate.sigmoid()
+        silu = gate * sigmoid
+        slope = sigmoid.addcmul_(silu, 1 - sigmoid)
+        inner = slope.mul_(dgate).mul_(up).addcmul_(silu, dup)
+        found = kernels.linear(inner, weight.to(gate.dtype))
+        return found.add_(kernels.linear(silu.mul_(up), dweight.to(gate.dtype)))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -27,6 +27,27 @@ class Block:
     mask: Tensor | None
     """[R, 1, L, S + L] bool, which keys each query sees; None: causal, and nothing is padded."""
 
+    @property
+    def scores(self) -> int:
+        """Of a row and a head: queries times keys."""
+        return self.queries.shape[1] * self.keys.shape[1]
+
+    def split(self, rows: int) -> list[Block]:
+        """The same rows, so many at a time."""
+        if len(self.queries) <= rows:
+            return [self]
+        masks: list[Tensor | None] = [None] * len(self.queries)
+        if self.mask is not None:
+            masks = list(torch.split(self.mask, rows))
+        parts = zip(
+            torch.split(self.queries, rows),
+            torch.split(self.valid, rows),
+            torch.split(self.keys, rows),
+            masks,
+            strict=self.mask is not None,
+        )
+        return [Block(*part) for part in parts]
+
 
 @dataclass(frozen=True)
 class Packing:

@@ -8,7 +8,7 @@ from typing import Any
 
 from grpolab.component import ConfigError, nearest
 from grpolab.config import Run, bind_run
-from grpolab.sweep.compose import Command, expand
+from grpolab.sweep.compose import Command, compose_all, expand
 from grpolab.sweep.factors import as_override
 from grpolab.sweep.manifest import job_value
 
@@ -102,10 +102,9 @@ def arms_of(command: Command, variants: Sequence[Sequence[str]]) -> tuple[Run, l
         fixed = list(sweep.jobs[0].overrides)
     base = bind_run(sweep.jobs[0].raw)
     plain = fixed if sweep.factors else list(command.overrides)
-    for overrides in variants:
-        last = {o.partition("=")[0]: o for o in [*plain, *overrides]}
-        job = expand(Command(list(last.values()), config_dir=command.config_dir)).jobs[0]
-        found.append((",".join(sorted(overrides)), job.raw))
+    lists = [{o.partition("=")[0]: o for o in [*plain, *overrides]} for overrides in variants]
+    jobs = compose_all(command.config_dir, [list(last.values()) for last in lists])
+    found += [(",".join(sorted(v)), job.raw) for v, job in zip(variants, jobs, strict=True)]
     if not found:
         raise ConfigError(
             "variants: none given; allowed: a list of arms such as variants=[clip=ppo,clip=cispo], "

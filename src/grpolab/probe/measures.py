@@ -22,41 +22,44 @@ def cosines(gram: Array) -> Array:
     return np.clip(found, -1.0, 1.0)
 
 
-def signal(gram: Array) -> tuple[float, float]:
-    """(|E G|², E|G − E G|²) unbiased, from the inner products [P, P] of the groups' terms.
+def signal(total: float, own: Array) -> tuple[float, float]:
+    """(|E G|², E|G − E G|²) unbiased, from |G|² and the squares [P] of its groups' terms.
 
     Σ_{p≠q} g_p·g_q = (P − 1)/P · |E G|² in expectation. NaN for a single group. The signal's
     estimate may be negative where noise dominates.
     """
-    groups = len(gram)
+    groups = len(own)
     if groups < 2:
         return float("nan"), float("nan")
-    total, own = float(gram.sum()), float(np.trace(gram))
-    found = groups / (groups - 1) * (total - own)
+    found = groups / (groups - 1) * (total - float(own.sum()))
     return found, total - found
 
 
-def half_cosine(gram: Array) -> float:
-    """Cosine between the gradients of the even and the odd groups, from inner products [P, P]."""
-    even = np.arange(len(gram)) % 2 == 0
-    inner = gram[np.ix_(even, ~even)].sum()
-    scale = gram[np.ix_(even, even)].sum() * gram[np.ix_(~even, ~even)].sum()
-    return float(inner / np.sqrt(scale)) if scale > 0 else float("nan")
+def half_cosine(total: float, even: float, inner: float) -> float:
+    """Cosine between the gradients of the even and the odd groups, E and O with E + O = G, from
+    |G|², |E|² and E·G."""
+    odd = total - 2 * inner + even
+    scale = even * odd
+    return (inner - even) / scale**0.5 if scale > 0 else float("nan")
 
 
-def cosine_errors(terms: Array) -> Array:
+def cosine_errors(terms: Array, own: Array) -> Array:
     """[J, J] jackknife standard errors over groups of the cosines between arms.
 
+    Each group is left out in turn: (G_i − g_ip)·(G_j − g_jp). Where noise dominates, its derivative
+    by the weight of a group (the infinitesimal jackknife) would give half as much again.
+
     Args:
-        terms: [J, P, J, P] inner products of each arm's terms.
+        terms: [J, P, J] inner products of arm i's term of each group with the gradient of arm j.
+        own: [J, J, P] of two arms' terms of the same group.
     """
     arms, groups = terms.shape[:2]
     if groups < 2:
         return np.full((arms, arms), np.nan)
-    total = terms.sum(axis=(1, 3))
-    rows, columns = terms.sum(axis=3), terms.sum(axis=1)  # [J, P, J], [J, J, P]
-    own = np.einsum("ipjp->pij", terms)
-    left = total - rows.transpose(1, 0, 2) - columns.transpose(2, 0, 1) + own  # [P, J, J]
+    whole = terms.sum(axis=1)
+    total = (whole + whole.T) / 2
+    both = terms.transpose(1, 0, 2) + terms.transpose(1, 2, 0)  # [P, J, J]
+    left = total - both + own.transpose(2, 0, 1)
     found = np.stack([cosines(one) for one in left])
     spread = found - found.mean(axis=0)
     error: Array = np.sqrt((groups - 1) / groups * (spread**2).sum(axis=0))

@@ -23,8 +23,8 @@ td:first-child, th:first-child { text-align: left } img { max-width: 100% }
 .tokens span { border-radius: 2px; padding: 0 1px } .arm { color: #555; font-size: 12px }
 </style></head><body>
 <h1>What each variant does to the gradient</h1>
-<p>{{ arms }} arms on the same rollouts (step {{ step }}), by {{ passes }} backward passes over
-single completions. snr and repeat_cosine say what the batch can tell: two independent batches of
+<p>{{ arms }} arms on the same rollouts (step {{ step }}), by {{ passes }} over
+the batch. snr and repeat_cosine say what the batch can tell: two independent batches of
 this size would have gradients with a cosine of about repeat_cosine under the very same arm.
 cosine_error is
 the standard error of cosine_to_first over groups.</p>

@@ -13,27 +13,28 @@ from grpolab.probe.records import Reading
 from grpolab.probe.source import State
 from grpolab.probe.table import Table
 
+KINDS = ("difficulty", "length", "advantage", "entropy")
+"""Ways of cutting a gradient."""
 
-def pieces_of(
-    reading: Reading, flat: Tensor, places: Tensor, table: Table
-) -> list[tuple[tuple[str, str, str], Tensor, Tensor]]:
-    """((arm, kind, part), places, outputs' weights [N, D]): an arm's slopes cut by the difficulty
-    of the prompt, the length of the completion, the sign of the advantage, the token's entropy."""
+
+def shares_of(
+    reading: Reading, places: Tensor, table: Table, tokens: Tensor
+) -> list[dict[str, Any]]:  # fmt: skip
+    """An arm's gradient cut by the difficulty of the prompt, the length of the completion, the sign
+    of the advantage, the token's entropy: arm, kind, part and the part's share of |G|².
+
+    Args:
+        tokens: [N, T] what each token adds to |G|².
+    """
     rollouts = reading.rollouts
-    width = flat.shape[1] // sum(
-        math.prod(v.shape[2:]) for v in reading.slopes.values()
-    )  # completion tokens, padded
-    entropy = table.now["entropy"][places][:, :width].double().cpu()
-    mask = torch.zeros(len(rollouts), width, dtype=torch.bool)
-    mask[:, : rollouts.mask.shape[1]] = rollouts.mask.cpu()
+    mask = rollouts.mask.cpu()
+    entropy = table.now["entropy"][places][:, : mask.shape[1]].double().cpu()
     assert rollouts.rewards is not None
-    rewards = rollouts.rewards.double().cpu()
-    ease = rewards.nanmean(dim=1).repeat_interleave(rollouts.group_size)
+    ease = rollouts.rewards.double().cpu().nanmean(dim=1).repeat_interleave(rollouts.group_size)
     lengths = rollouts.lengths.double().cpu()
-    sign = torch.zeros(len(rollouts), width)
-    advantages = rollouts.advantage_rows().float().cpu()
-    sign[:, : rollouts.mask.shape[1]] = advantages.expand(-1, rollouts.mask.shape[1]).sign()
-    low, high = torch.quantile(entropy[mask], torch.tensor([1 / 3, 2 / 3], dtype=torch.float64))
+    sign = rollouts.advantage_rows().float().cpu().expand(-1, mask.shape[1]).sign()
+    thirds = torch.tensor([1 / 3, 2 / 3], dtype=torch.float64)
+    low, high = torch.quantile(entropy[mask], thirds)
     hard, short = ease <= ease.median(), lengths <= lengths.median()
     cuts = {
         ("difficulty", "hard"): hard.unsqueeze(1), ("difficulty", "easy"): ~hard.unsqueeze(1),
@@ -43,14 +44,12 @@ def pieces_of(
         ("entropy", "low"): entropy <= low, ("entropy", "high"): entropy > high,
         ("entropy", "middle"): (entropy > low) & (entropy <= high),
     }  # fmt: skip
-    found = []
-    for (kind, part), chosen in cuts.items():
-        shape = chosen.expand(-1, width)
-        parts = [
-            shape.repeat_interleave(math.prod(v.shape[2:]), dim=1) for v in reading.slopes.values()
-        ]
-        found.append(((reading.arm.name, kind, part), places, flat * torch.cat(parts, dim=1)))
-    return found
+    whole = float(tokens.sum())
+    return [
+        {"arm": reading.arm.name, "kind": kind, "part": part,
+         "share": float((tokens * chosen).sum()) / whole if whole else math.nan}
+        for (kind, part), chosen in cuts.items()
+    ]  # fmt: skip
 
 
 def scaled(row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -65,8 +64,11 @@ def scaled(row: dict[str, Any]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def token_weights(readings: list[Reading], state: State, rows: int = 4) -> pd.DataFrame:
-    """−∂loss/∂log p of each token of a few completions: what the arm reinforces (> 0) there.
+def token_weights(
+    readings: list[Reading], state: State, added: list[Tensor], rows: int = 4
+) -> pd.DataFrame:
+    """−∂loss/∂log p of each token of a few completions: what the arm reinforces (> 0) there; and
+    its share of |G|²: how far the whole gradient does what this token alone asks for.
 
     The completions of the first group in which the first arm learns, else of the first.
     """
@@ -76,17 +78,20 @@ def token_weights(readings: list[Reading], state: State, rows: int = 4) -> pd.Da
     start = int(learns.int().argmax()) * size
     tokenizer = state.policy.encoder.tokenizer
     found = []
-    for reading in readings:
+    for reading, own in zip(readings, added, strict=True):
+        whole = float(own.sum())
         if reading.rollouts.mask.shape != first.rollouts.mask.shape:
             continue
         for row in range(start, min(start + rows, start + size)):
             for t in range(int(reading.rollouts.lengths[row])):
                 token = int(reading.rollouts.completion_ids[row, t])
                 weight = -float(reading.slopes["logps"][row, t])
+                share = float(own[row, t]) / whole if whole else math.nan
                 found.append(
                     {
                         "arm": reading.arm.name, "row": row, "position": t,
                         "text": tokenizer.decode([token]), "weight": weight,
+                        "share": share,
                     }
                 )  # fmt: skip
     return pd.DataFrame(found)

@@ -38,6 +38,17 @@ class Reading:
     """∂loss/∂output [N, T, …] by output, float64."""
 
 
+@dataclass(frozen=True)
+class Counts:
+    """Passes that a probe made, in whole batches: rows that ran over those that there are."""
+
+    backward: float
+    forward_mode: float
+
+    def __str__(self) -> str:
+        return f"{self.backward:.3g} backward and {self.forward_mode:.3g} forward-mode passes"
+
+
 @dataclass
 class Probe:
     """The frames of a probe."""
@@ -45,11 +56,11 @@ class Probe:
     cosine: pd.DataFrame
     """Arms × arms."""
     cosine_error: pd.DataFrame
-    """Jackknife standard errors over groups of those cosines."""
+    """Standard errors over prompts of those cosines."""
     gradients: pd.DataFrame
     """An arm a row."""
     tokens: pd.DataFrame
-    """A token a row: arm, row, position, text, weight = −∂loss/∂log p."""
+    """A token a row: arm, row, position, text, weight = −∂loss/∂log p, share of |G|²."""
     parts: pd.DataFrame
     """A part of an arm's gradient a row: arm, kind, part, share."""
     scaling: pd.DataFrame
@@ -57,9 +68,12 @@ class Probe:
     staleness: pd.DataFrame
     """An arm after some further updates a row; empty unless asked for."""
     step: int
-    passes: int
-    """Backward passes over single completions that gave all of it."""
+    passes: Counts
+    """What it took."""
     kept: dict[str, Tensor] = field(default_factory=dict)
     """Parameter → [J, numel] the gradients themselves, where asked for."""
     ratios: pd.DataFrame = field(default_factory=pd.DataFrame)
     """A bin of the log-ratios' histogram a row: updates, level, low, high, share; as above."""
+    sizes: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """What one group of fewer completions is worth, an arm and group size a row; empty unless asked
+    for."""

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from grpolab.component import ConfigError
 from grpolab.config import Run
 from grpolab.policy.policy import Encoder, Policy
-from grpolab.training import checkpoint
-
-
-@dataclass
-class Place:
-    """Where a run's weights lie; None: the model of the configuration."""
-
-    folder: Path | None = None
-    weights: Path | None = None
-    """A checkpoint's folder, or a saved model's."""
+from grpolab.probe.request import Place
 
 
 @dataclass
@@ -32,47 +22,6 @@ class State:
     step: int = 0
     baseline: float | None = None
     beta: float | None = None
-
-
-def run_folder_of(job: str, output_dir: str) -> Path:
-    """The folder of a run of any study.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    found = sorted(p for p in Path(output_dir).glob(f"*/{job}") if (p / "config.yaml").exists())
-    if not found:
-        raise ConfigError(
-            f"run: no run {job!r} below {output_dir!r}; allowed: the job_id of a run that has "
-            "started, as `grpolab status` shows them."
-        )
-    return found[0]
-
-
-def place_of(path: Path, key: str = "checkpoint") -> Place:
-    """What lies at a path: a run's folder, its checkpoint/ or model/, or any saved model.
-
-    Raises:
-        ConfigError: no weights are there.
-    """
-    for folder in (path, path.parent):
-        if (folder / "config.yaml").exists():
-            found = checkpoint.find(folder) if path.name != "model" else None
-            saved = folder / "model"
-            if found is None and (saved / "config.json").exists():
-                found = saved
-            if found is not None:
-                return Place(folder, found)
-            raise ConfigError(
-                f"{key}: {str(path)!r} has no weights yet; allowed: a run that is done, or that "
-                "has a checkpoint (checkpoint.every=10)."
-            )
-    if (path / "config.json").exists():
-        return Place(None, path)
-    raise ConfigError(
-        f"{key}: no weights at {str(path)!r}; allowed: a run's folder, its checkpoint, or a saved "
-        "model."
-    )
 
 
 def load_state(run: Run, encoder: Encoder, place: Place, *, needs_reference: bool) -> State:

@@ -29,7 +29,8 @@ from grpolab.probe.table import SharedForward
 from grpolab.rollouts import Rollouts
 from grpolab.sampling.base import Draw
 from grpolab.tasks.base import Examples
-from grpolab.training.collect import Collector, sample_rollouts
+from grpolab.training.collect import Collector
+from grpolab.training.draw import sample_rollouts
 from grpolab.training.update import Updater
 
 
@@ -109,7 +110,7 @@ class Again(SharedCollector):
         prompts = [self._encoded[i] for i in indices]
         rollouts = sample_rollouts(self.run.sampler, self.policy, prompts, draw)
         rollouts.prompt_index = torch.tensor(list(indices), device=self.policy.device)
-        self._score(rollouts)
+        self._score(rollouts, self._reward_noise(len(indices), *key))
         return rollouts
 
 

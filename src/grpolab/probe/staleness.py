@@ -50,11 +50,20 @@ def parse_staleness(given: Mapping[str, str]) -> Staleness:
     return Staleness(tuple(updates), given.get("stale_by", "batch"), int(text))  # type: ignore[arg-type]
 
 
-def whole_numbers(text: str) -> list[int]:
-    """Of a list such as [0,1,4,16]."""
-    words = [w.strip() for w in text.strip("[]").split(",") if w.strip()]
+def items(text: str) -> list[str]:
+    """Of a list in brackets."""
+    return [w.strip() for w in text.strip("[]").split(",") if w.strip()]
+
+
+def whole_numbers(text: str, key: str = "staleness") -> list[int]:
+    """Of a list such as [0,1,4,16], the value of a key.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    words = items(text)
     if not all(w.isdigit() for w in words):
         raise ConfigError(
-            f"staleness: {text!r} given; allowed: a list of whole numbers such as [0,1,4,16]."
+            f"{key}: {text!r} given; allowed: a list of whole numbers such as [0,1,4,16]."
         )
     return [int(w) for w in words]

@@ -120,15 +120,18 @@ class Reader(Updater):
     def read(
         self, rollouts: Rollouts, step: int, beta: float
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """(∂loss/∂output of the first update, float64, by output; the step's metrics)."""
+        """(∂loss/∂output of the first update, float64, by output that has one; the step's
+        metrics)."""
         metrics = self.update(rollouts, step, beta)
         n, width = rollouts.mask.shape
         found: dict[str, Tensor] = {}
         for name in self.forward.table.outputs():
             tail = self.forward.table.now[name].shape[2:]
+            slopes = [(r, w, leaves[name].grad) for r, w, leaves in self.forward.leaves]
+            if name != "logps" and all(s is None or not bool(s.any()) for _, _, s in slopes):
+                continue
             total = torch.zeros(n, width, *tail, dtype=torch.float64)
-            for rows, own, leaves in self.forward.leaves:
-                slope = leaves[name].grad
+            for rows, own, slope in slopes:
                 if slope is not None:
                     total[rows, :own] = slope.double().cpu()
             found[name] = total

@@ -165,9 +165,9 @@ class Collector:
         shape = (rollouts.groups, rollouts.group_size)
         return torch.rand(shape, generator=source).to(rollouts.mask.device)
 
-    def _reward_noise(self, prompts: int, step: int, round_: int) -> Noise:
+    def _reward_noise(self, prompts: int, *indices: int) -> Noise:
         """For a reward that is drawn: of all ranks' completions, and of those this rank's [N]."""
-        source = generator(self.run.seed, "reward", step, round_)
+        source = generator(self.run.seed, "reward", *indices)
         own = self.ranks.part(prompts)
 
         def draw(group: int) -> list[float]:

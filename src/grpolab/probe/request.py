@@ -1,0 +1,155 @@
+"""What is to be probed, resolved and checked before any model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from grpolab.component import ConfigError, nearest
+from grpolab.config import Run
+from grpolab.probe.arms import Arm, arms_of, recomposed
+from grpolab.probe.staleness import Staleness
+from grpolab.sweep.compose import Command
+
+PARTS = ("signal", "shares", "tokens")
+"""What may be asked for beside norms and cosines."""
+
+
+@dataclass
+class Place:
+    """Where a run's weights lie; None: the model of the configuration."""
+
+    folder: Path | None = None
+    weights: Path | None = None
+    """A checkpoint's folder, or a saved model's."""
+
+
+@dataclass
+class Request:
+    """A command: overrides, arms, whose weights, and what is wanted of them."""
+
+    command: Command
+    variants: list[list[str]] = field(default_factory=list)
+    """The overrides of each arm."""
+    run: str | None = None
+    """A job_id."""
+    checkpoint: str | Path | None = None
+    parts: tuple[str, ...] = PARTS
+    group_sizes: tuple[int, ...] = ()
+    """Smaller groups whose noise is measured, too."""
+    staleness: Staleness = field(default_factory=Staleness)
+
+    def resolved(self) -> Resolved:
+        """The arms and the weights' place.
+
+        Raises:
+            ConfigError: whatever cannot be probed.
+        """
+        for name in self.parts:
+            if name not in PARTS:
+                raise ConfigError(
+                    f"parts: {name!r} given; allowed: {', '.join(PARTS)}"
+                    f"{nearest(name, PARTS) or '.'}"
+                )
+        place, words = self._located()
+        base, arms = arms_of(Command(words, config_dir=self.command.config_dir), self.variants)
+        self._check(base, arms)
+        return Resolved(base, arms, place, self)
+
+    def _located(self) -> tuple[Place, list[str]]:
+        """(where the weights lie, all overrides, those of a run first)."""
+        words = list(self.command.overrides)
+        if self.run is not None and self.checkpoint is not None:
+            raise ConfigError(
+                "checkpoint: given beside run, which has its own; allowed: one of them."
+            )
+        if self.run is None and self.checkpoint is None:
+            return Place(), words
+        outputs = next((w.partition("=")[2] for w in words if w.startswith("output_dir=")), None)
+        known = self.run is not None
+        path = run_folder_of(str(self.run), outputs or "outputs") if known else self.checkpoint
+        place = place_of(Path(str(path)), "run" if known else "checkpoint")
+        if place.folder is None:
+            return place, [f"model.name={path}", *words]
+        from omegaconf import OmegaConf
+
+        raw: Any = OmegaConf.to_container(OmegaConf.load(place.folder / "config.yaml"))
+        own = recomposed(raw, self.command.config_dir)
+        return place, list({w.partition("=")[0]: w for w in [*own, *words]}.values())
+
+    def _check(self, base: Run, arms: Sequence[Arm]) -> None:
+        if base.hardware.dtype == "float16":
+            raise ConfigError(
+                "hardware.dtype: float16 given, whose gradients a training run has to scale; "
+                "allowed in a probe: float32, bfloat16."
+            )
+        size = base.sampler.group_size
+        for other in self.group_sizes:
+            if not 1 < other < size or size % other:
+                fitting = [str(n) for n in range(2, size) if size % n == 0]
+                raise ConfigError(
+                    f"group_sizes: {other} given with sampler.group_size={size}; allowed: "
+                    f"{', '.join(fitting) or 'none'}."
+                )
+        for run in (a.run for a in arms):
+            elsewhere = self.staleness.updates or self.run or self.checkpoint
+            if run.selection.replays and elsewhere:
+                raise ConfigError(
+                    "selection: replay given, whose groups of earlier steps a probe does not have; "
+                    "allowed: replay at the first step without staleness, or another selection."
+                )
+
+
+@dataclass
+class Resolved:
+    """A request whose arms and place are known."""
+
+    base: Run
+    arms: list[Arm]
+    place: Place
+    request: Request
+
+
+def run_folder_of(job: str, output_dir: str) -> Path:
+    """The folder of a run of any study.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = sorted(p for p in Path(output_dir).glob(f"*/{job}") if (p / "config.yaml").exists())
+    if not found:
+        raise ConfigError(
+            f"run: no run {job!r} below {output_dir!r}; allowed: the job_id of a run that has "
+            "started, as `grpolab status` shows them."
+        )
+    return found[0]
+
+
+def place_of(path: Path, key: str = "checkpoint") -> Place:
+    """What lies at a path: a run's folder, its checkpoint/ or model/, or any saved model.
+
+    Raises:
+        ConfigError: no weights are there.
+    """
+    from grpolab.training import checkpoint
+
+    for folder in (path, path.parent):
+        if (folder / "config.yaml").exists():
+            found = checkpoint.find(folder) if path.name != "model" else None
+            saved = folder / "model"
+            if found is None and (saved / "config.json").exists():
+                found = saved
+            if found is not None:
+                return Place(folder, found)
+            raise ConfigError(
+                f"{key}: {str(path)!r} has no weights yet; allowed: a run that is done, or that "
+                "has a checkpoint (checkpoint.every=10)."
+            )
+    if (path / "config.json").exists():
+        return Place(None, path)
+    raise ConfigError(
+        f"{key}: no weights at {str(path)!r}; allowed: a run's folder, its checkpoint, or a saved "
+        "model."
+    )
