@@ -16,6 +16,7 @@ from grpolab.rollouts import Rollouts
 from grpolab.tasks.base import Examples
 from grpolab.training.clock import Clock
 from grpolab.training.collect import Collector, encode_examples
+from grpolab.training.draw import Room
 from grpolab.training.ranks import ALONE
 from grpolab.training.replay import ReplayBuffer
 
@@ -27,7 +28,7 @@ class SharedCollector(Collector):
         self, run: Run, policy: Policy, examples: Examples, memory: dict[Any, Any]
     ) -> None:
         self.run, self.policy, self.examples, self.ranks = run, policy, examples, ALONE
-        self.clock, self.memory = Clock(), memory
+        self.clock, self.memory, self.room = Clock(), memory, Room()
         if "encoded" not in memory:
             memory["encoded"] = encode_examples(policy.encoder, examples.train)
         self._encoded = memory["encoded"]
