@@ -28,7 +28,8 @@ from grpolab.cli.inspect import key_values
 from grpolab.component import ConfigError
 from grpolab.config import Run, bind_run
 from grpolab.policy.policy import Encoder, Policy
-from grpolab.probe.source import load_state, place_of
+from grpolab.probe.request import place_of
+from grpolab.probe.source import load_state
 from grpolab.results import statistics, style
 from grpolab.results.frames import ResultsError
 from grpolab.results.load import load
