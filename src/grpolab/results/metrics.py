@@ -33,3 +33,12 @@ def describe(name: str) -> Metric:
         every_step=not name.startswith("eval/"),
     )  # fmt: skip
     return metric if metric.label else replace(metric, label=LABELS.get(name, name))
+
+
+NEUTRAL = {"better": "higher", "worse": "lower"}
+
+
+def spoken(verdict: str, metric: str) -> str:
+    """A verdict as people read it: of a metric without a better side, such as an entropy or a
+    length, `better` says that it is higher, `worse` that it is lower."""
+    return NEUTRAL.get(verdict, verdict) if describe(metric).better == "neither" else verdict

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from grpolab.results.metrics import spoken
 from grpolab.tracking.folder import write_atomically
 
 PREAMBLE = r"% \usepackage{array, booktabs, siunitx, tabularx}"
@@ -54,7 +55,7 @@ def verdicts_markdown(verdicts: pd.DataFrame, digits: int = 3) -> str:
                 f"**{delta}**" if significant(row) else delta,
                 _span(row, digits),
                 _p(row["p_corrected"]),
-                str(row["verdict"]),
+                spoken(str(row["verdict"]), str(row["metric"])),
             ]
         )
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
@@ -112,7 +113,7 @@ def _cells(row: Mapping[Any, Any], verdicts: pd.DataFrame, digits: int) -> list[
         rf"\bfseries {delta}" if significant(row) else delta,
         latex(_span(row, digits)).replace("[-", "[$-$").replace(", -", ", $-$"),
         latex(_p(row["p_corrected"])).replace(r"\textless{}", "$<$"),
-        str(row["verdict"]),
+        spoken(str(row["verdict"]), str(row["metric"])),
     ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from grpolab.results.metrics import spoken
 from grpolab.results.power import (
     WANTED_POWER,
     seeds_for_equivalence,
@@ -43,7 +44,8 @@ def _sentence(row: dict[Any, Any], family: int, alpha: float, margin: float | No
     seen = f"difference {row['delta']:+.3g}, {_between(row)}, n={row['n']}"
     p = f"p={row['p_corrected']:.2g} ({row['correction']})"
     if row["verdict"] in ("better", "worse"):
-        return f"{head}: {row['verdict']} holds ({seen}, {p})."
+        said = spoken(str(row["verdict"]), str(row["metric"]))
+        return f"{head}: {said} holds ({seen}, {p})."
     if row["verdict"] == "equivalent":
         limit = "the equivalence margin" if margin is None else f"{margin:g}"
         return f"{head}: a difference of {limit} or more is ruled out ({seen})."

@@ -24,7 +24,7 @@ from grpolab.results.figures.common import (
     row_label,
 )
 from grpolab.results.frames import refuse
-from grpolab.results.metrics import describe
+from grpolab.results.metrics import describe, spoken
 
 
 class Look(NamedTuple):
@@ -33,14 +33,13 @@ class Look(NamedTuple):
     colour: str
     marker: str
     filled: bool
-    meaning: str
 
 
 LOOKS = {
-    "better": Look("#0072B2", "^", True, "better"),
-    "worse": Look("#D55E00", "v", True, "worse"),
-    "equivalent": Look("#009E73", "s", True, "equivalent"),
-    "undecided": Look("0.35", "o", False, "undecided"),
+    "better": Look("#0072B2", "^", True),
+    "worse": Look("#D55E00", "v", True),
+    "equivalent": Look("#009E73", "s", True),
+    "undecided": Look("0.35", "o", False),
 }
 
 
@@ -123,12 +122,13 @@ def _draw_row(axes: Axes, y: int, row: dict[Any, Any]) -> None:
 
 def _legend(figure: Figure, table: pd.DataFrame, margin: float | None) -> None:
     used = [name for name in LOOKS if (table["verdict"] == name).any()]
+    metric = str(table["metric"].iloc[0])
     handles = [
         Line2D(
             [], [], color=look.colour, marker=look.marker, lw=1.4, ms=5, mew=1,
-            mfc=look.colour if look.filled else "white", label=look.meaning,
+            mfc=look.colour if look.filled else "white", label=spoken(name, metric),
         )
-        for look in (LOOKS[name] for name in used)
+        for name, look in ((name, LOOKS[name]) for name in used)
     ]  # fmt: skip
     if margin is not None:
         handles.append(Line2D([], [], color="0.88", lw=7, label=f"equivalence margin ±{margin:g}"))
@@ -142,12 +142,13 @@ def _caption(table: pd.DataFrame, margin: float | None) -> str:
     tests = ", ".join(dict.fromkeys(str(test).partition(";")[0] for test in table["test"]))
     sizes = [int(n) for n in table["n"]]
     n = f"n = {sizes[0]}" if len(set(sizes)) == 1 else f"n = {min(sizes)} to {max(sizes)}"
-    better = "right" if metric.higher_is_better else "left"
+    side = "right" if metric.higher_is_better else "left"
+    better = "" if metric.better == "neither" else f"; better is to the {side}"
     band = f"Grey band: equivalence margin ±{margin:g}." if margin is not None else ""
     return style.join(
         [
             f"Difference of each arm's {metric.label.lower()} to the baseline's ({FINAL}; "
-            f"baseline: {_baseline(table)}, mean {means or 'none'}); better is to the {better}.",
+            f"baseline: {_baseline(table)}, mean {means or 'none'}){better}.",
             f"Bars: {kinds or 'no'} intervals of the difference; {n} runs or pairs of runs of one "
             "seed, beside each row.",
             f"Verdicts, by colour and marker, from p by {tests}, corrected over arms: "

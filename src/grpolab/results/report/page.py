@@ -18,6 +18,7 @@ from grpolab.results import style
 from grpolab.results.analyze import AnalyzeOutput, default_out
 from grpolab.results.frames import Results
 from grpolab.results.load import load
+from grpolab.results.metrics import spoken
 from grpolab.results.report import content
 from grpolab.results.summary import arm_table, check_metric, check_one_study, run_values
 from grpolab.results.verdicts import Rules, in_words, verdicts
@@ -164,7 +165,10 @@ def _words(judged: pd.DataFrame) -> dict[str, list[str]]:
 
 def _arm_rows(table: pd.DataFrame, judged: pd.DataFrame) -> list[dict[Any, Any]]:
     """Each arm's final value with its difference from the baseline and the verdict on it."""
-    found: Mapping[Any, Any] = {row["arm"]: row for row in judged.to_dict("records")}
+    said = judged.assign(
+        verdict=[spoken(*v) for v in zip(judged.verdict, judged.metric, strict=True)]
+    )
+    found: Mapping[Any, Any] = {row["arm"]: row for row in said.to_dict("records")}
     none = {"delta": math.nan, "p_corrected": math.nan, "verdict": ""}
     return [
         {**row, **{key: found.get(row["arm"], none)[key] for key in none}}
