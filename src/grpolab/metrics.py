@@ -30,6 +30,12 @@ class Metric:
     """False for evaluations, which are sparse and never smoothed."""
 
     @property
+    def in_a_sentence(self) -> str:
+        """The label within a sentence: KL stays KL."""
+        capitals = self.label[:2].isupper()
+        return self.label if capitals else self.label[:1].lower() + self.label[1:]
+
+    @property
     def higher_is_better(self) -> bool:
         return self.better != "lower"
 

@@ -215,7 +215,7 @@ def _threshold_handles() -> list[Line2D]:
 def _threshold_caption(results: Results, metric: str, level: float) -> str:
     return style.join(
         [
-            f"Generated tokens and wall time until {describe(metric).label.lower()} first reached "
+            f"Generated tokens and wall time until {describe(metric).in_a_sentence} first reached "
             f"{level:.3f} (unless given, the baseline's mean final value; {FINAL}), as far as "
             "evaluations are apart.",
             "Large markers: medians over all runs of the arm, drawn where more than half of them "

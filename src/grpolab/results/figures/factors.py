@@ -151,7 +151,7 @@ def _sensitivity_caption(
     rest = [key for key in keys if key not in shown]
     return style.join(
         [
-            f"Final {describe(metric).label.lower()} ({FINAL}) against {', '.join(shown)}.",
+            f"Final {describe(metric).in_a_sentence} ({FINAL}) against {', '.join(shown)}.",
             f"Large markers: means over seeds; bars: {INTERVAL}{cut(metric)}; small circles: seeds "
             f"({counts(results)}). Lines join arms that differ in that factor alone.",
             "Values that are no numbers (none, null) are not shown.",
@@ -243,7 +243,7 @@ def _cells(
 def _factorial_caption(results: Results, metric: str, rows: str, columns: str) -> str:
     return style.join(
         [
-            f"Mean final {describe(metric).label.lower()} ({FINAL}) for each {rows} and {columns}.",
+            f"Mean final {describe(metric).in_a_sentence} ({FINAL}) for each {rows} and {columns}.",
             f"In each cell: mean ± half of the {INTERVAL}, and its n runs.",
             f"Seeds: {counts(results)}.",
             *definitions([metric]),

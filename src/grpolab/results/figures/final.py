@@ -57,7 +57,7 @@ def final_comparison_caption(results: Results, metric: str = "eval/accuracy") ->
     bounded = "Intervals are cut at 0 and 1. " if describe(metric).bounded else ""
     return style.join(
         [
-            f"Final {describe(metric).label.lower()} of each arm ({FINAL}, at least one).",
+            f"Final {describe(metric).in_a_sentence} of each arm ({FINAL}, at least one).",
             "Large marker: mean over seeds; bar: Student-t 95 % interval of that mean (none for "
             "a single seed); small circles: seeds; grey tick: mean of the first evaluation; "
             "dashed line: baseline mean. " + bounded.strip(),

@@ -147,7 +147,7 @@ def _caption(table: pd.DataFrame, margin: float | None) -> str:
     band = f"Grey band: equivalence margin ±{margin:g}." if margin is not None else ""
     return style.join(
         [
-            f"Difference of each arm's {metric.label.lower()} to the baseline's ({FINAL}; "
+            f"Difference of each arm's {metric.in_a_sentence} to the baseline's ({FINAL}; "
             f"baseline: {_baseline(table)}, mean {means or 'none'}){better}.",
             f"Bars: {kinds or 'no'} intervals of the difference; {n} runs or pairs of runs of one "
             "seed, beside each row.",

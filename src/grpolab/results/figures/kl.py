@@ -186,7 +186,7 @@ def _frontier_caption(results: Results, metric: str, distance: pd.DataFrame) -> 
     n = ", ".join(f"{arm}: n = {sizes.get(arm, 0)}" for arm in arm_styles(results.runs))
     return style.join(
         [
-            f"Final {describe(metric).label.lower()} ({FINAL}) against the root of the final KL to "
+            f"Final {describe(metric).in_a_sentence} ({FINAL}) against the root of the final KL to "
             f"the reference ({DISTANCE}, {FINAL_STEPS}).",
             f"Large markers: means over seeds, bars: {INTERVAL}{cut(metric)}; small open markers: "
             f"seeds ({n}).",

@@ -207,7 +207,7 @@ def _caption(results: Results, metric: str, found: Sequence[Ladder]) -> str:
     climbed = names & {FORWARD, REVERSED}
     return style.join(
         [
-            f"Final {describe(metric).label.lower()} ({FINAL}) of changes one after the other.",
+            f"Final {describe(metric).in_a_sentence} ({FINAL}) of changes one after the other.",
             "Ladder: each rung keeps what the rungs above it changed; beside it its n and the "
             "difference of its mean to the rung above; dashed line: baseline mean."
             if climbed

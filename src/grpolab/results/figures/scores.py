@@ -85,7 +85,7 @@ def _profile_caption(results: Results, metric: str, values: pd.DataFrame) -> str
     n = ", ".join(f"{arm}: n = {sizes[arm]}" for arm in arm_styles(results.runs))
     return style.join(
         [
-            f"Share of an arm's runs whose final {describe(metric).label.lower()} ({FINAL}) is "
+            f"Share of an arm's runs whose final {describe(metric).in_a_sentence} ({FINAL}) is "
             "above τ, without an interval: a run is one step of 1/n.",
             f"All runs count, {n}; one without a final value is above nothing.",
             *definitions([metric]),
