@@ -8,8 +8,8 @@ import torch
 
 from grpolab.probe.exact.arms import Arm
 from grpolab.probe.exact.flow import ends, fixed_points, follow, reverse_kl_optimum
-from grpolab.probe.exact.identities import identities, weight_of_pass_rate
-from grpolab.probe.exact.identity_curves import identity_curves, kl_alone, two_tokens
+from grpolab.probe.exact.identities import identities, kl_alone, weight_of_pass_rate
+from grpolab.probe.exact.identity_curves import identity_curves, two_tokens
 from grpolab.probe.exact.schulman import closed_form, schulman_table
 from grpolab.probe.exact.world import World, bandit
 

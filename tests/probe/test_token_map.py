@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -52,7 +53,8 @@ def test_the_figure_has_the_weights_and_the_text(tmp_path: Path) -> None:
     figure = token_map(tokens())
     assert figure is not None
     axes = figure.axes[0]
-    assert axes.images[0].get_array().tolist() == [[0.5, -1.0, 0.0], [1.0, 1.0, 0.5], [0, 0, 0]]
+    drawn = np.asarray(axes.images[0].get_array())
+    assert drawn.tolist() == [[0.5, -1.0, 0.0], [1.0, 1.0, 0.5], [0, 0, 0]]
     assert [t.get_text() for t in axes.get_yticklabels()] == [
         "clip=ppo and 1 more", "clip=reinforce", "kl=none",
     ]  # fmt: skip
@@ -60,6 +62,16 @@ def test_the_figure_has_the_weights_and_the_text(tmp_path: Path) -> None:
     assert written == ["$a_{$", "<b>\\x1b[2J\\u202e", "⏎"]
     style.save(figure, tmp_path, "tokens", "caption")
     assert token_map(tokens().iloc[:0]) is None
+    assert token_map(tokens(), "share") is None
+
+
+def test_shares_have_a_map_of_their_own() -> None:
+    """Those of a token are its own, though its weight is that of its whole completion."""
+    given = tokens().assign(share=[0.4, -0.1, 0.2] * len(WEIGHTS))
+    figure = token_map(given, "share")
+    assert figure is not None
+    drawn = np.asarray(figure.axes[0].images[0].get_array())
+    np.testing.assert_allclose(drawn, [[1.0, -0.25, 0.5]])
 
 
 def test_the_page_shows_control_characters_as_text(tmp_path: Path) -> None:
@@ -70,8 +82,10 @@ def test_the_page_shows_control_characters_as_text(tmp_path: Path) -> None:
     row = dict.fromkeys(columns, 0.5) | {"arm": "clip=ppo\x1b[31m"}
     nothing = pd.DataFrame()
     found = Probe(
-        nothing, nothing, pd.DataFrame([row]), tokens(), nothing, nothing, nothing, 0, Counts(1, 1)
-    )
+        cosine=nothing, cosine_error=nothing, gradients=pd.DataFrame([row]), tokens=tokens(),
+        parts=nothing, scaling=nothing, sizes=nothing, staleness=nothing, step=0,
+        passes=Counts(1, 1),
+    )  # fmt: skip
     page = write_page(found, tmp_path, []).read_text(encoding="utf-8")
     assert "\x1b" not in page
     assert "\u202e" not in page

@@ -13,7 +13,7 @@ from scipy.cluster.hierarchy import dendrogram, leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from grpolab.probe.records import Probe
-from grpolab.probe.token_map import CAPTION, token_map
+from grpolab.probe.token_map import CAPTION, SHARES_CAPTION, token_map
 from grpolab.results import style
 
 ROW = 0.13  # inches of one arm
@@ -31,6 +31,7 @@ def write_figures(found: Probe, folder: Path) -> list[str]:
             "staleness": staleness(found.staleness),
             "ratios": ratios(found.ratios),
             "tokens": token_map(found.tokens),
+            "token_shares": token_map(found.tokens, "share"),
         }
     for name, figure in drawn.items():
         if figure is not None:
@@ -61,6 +62,7 @@ CAPTIONS = {
     "and no clip. Bottom: clip share; standard deviation of the ratio; effective sample size of "
     "those weights. Gaps: the fresh batches show no signal.",
     "tokens": CAPTION,
+    "token_shares": SHARES_CAPTION,
     "ratios": "Distribution of the log-ratios between the policy after k further updates and the "
     "one that drew this batch, of tokens and of whole completions, in equal bins; the outermost "
     "take what lies beyond. Dotted: ratios of 0.8 and 1.2, the bounds of ppo by default.",

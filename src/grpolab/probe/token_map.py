@@ -18,6 +18,11 @@ TOKENS = 40
 """Of a completion that are drawn, from its beginning."""
 ARMS = 14
 """Patterns that are drawn, from the first arm's on."""
+SHARES_CAPTION = (
+    "What each token adds to the arm's squared gradient norm, over the arm's largest here: the "
+    "inner product of the token's own term with the whole gradient. Blue: the whole does what the "
+    "token asks for; red: it does the opposite. Arms with the same pattern share a line."
+)
 CAPTION = (
     "What each arm reinforces (blue) and suppresses (red), token by token, in completions of one "
     "prompt: −∂loss/∂log p over the arm's largest here. Arms whose patterns are the same, up to a "
@@ -25,12 +30,15 @@ CAPTION = (
 )
 
 
-def alike(tokens: pd.DataFrame, tolerance: float = 1e-3) -> list[tuple[list[str], pd.DataFrame]]:
+def alike(
+    tokens: pd.DataFrame, column: str = "weight", tolerance: float = 1e-3
+) -> list[tuple[list[str], pd.DataFrame]]:
     """[(arms, their tokens)]: arms together whose weights, over their largest, differ by no more
     than the tolerance. In the order of the first arm of each.
 
     Args:
         tokens: of `Probe`.
+        column: weight, or share.
 
     Returns:
         the tokens are those of the first arm, with a column relative, weight over the largest.
@@ -38,8 +46,8 @@ def alike(tokens: pd.DataFrame, tolerance: float = 1e-3) -> list[tuple[list[str]
     found: list[tuple[list[str], pd.DataFrame]] = []
     for arm, own in tokens.groupby("arm", sort=False):
         own = own.sort_values(["row", "position"])
-        largest = own["weight"].abs().max()
-        own = own.assign(relative=own["weight"] / largest if largest else 0.0)
+        largest = own[column].abs().max()
+        own = own.assign(relative=own[column] / largest if largest > 0 else 0.0)
         here = own["relative"].to_numpy()
         for names, known in found:
             other = known["relative"].to_numpy()
@@ -51,21 +59,23 @@ def alike(tokens: pd.DataFrame, tolerance: float = 1e-3) -> list[tuple[list[str]
     return found
 
 
-def token_map(tokens: pd.DataFrame) -> Figure | None:
-    """A panel for each completion: patterns × tokens."""
-    if tokens.empty:
+def token_map(tokens: pd.DataFrame, column: str = "weight") -> Figure | None:
+    """A panel for each completion: patterns × tokens, by weight or by share; None where there is
+    no such column, or nothing in it."""
+    if column not in tokens or not tokens[column].any():
         return None
-    patterns = alike(tokens)[:ARMS]
+    patterns = alike(tokens, column)[:ARMS]
     rows = sorted(tokens["row"].unique())
     labels = [_label(names) for names, _ in patterns]
     height = 0.55 + 0.13 * len(patterns)
     figure = style.new_figure(style.DOUBLE_COLUMN, height * len(rows) + 0.5)
+    figure.set_layout_engine("constrained", w_pad=0.1)  # labels stay inside
     panels = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for axes, row in zip(panels, rows, strict=True):
         image = _panel(axes, [own[own["row"] == row] for _, own in patterns])
         axes.set_yticks(range(len(labels)), labels, fontsize=5, parse_math=False)
         axes.set_title(f"completion {row}", fontsize=6, loc="left")
-    figure.colorbar(image, ax=list(panels), label="weight / largest", shrink=0.7, aspect=25)
+    figure.colorbar(image, ax=list(panels), label=f"{column} / largest", shrink=0.7, aspect=25)
     return figure
 
 

@@ -117,7 +117,8 @@ def product(
     names = {f: list(factors.get(f, [UNBIASED[f]])) for f in FACTORS}
     seen = set()
     for values in itertools.product(*names.values()):
-        arm = Arm(*values, settings=settings)
+        named: dict[str, Any] = dict(zip(FACTORS, values, strict=True))
+        arm = Arm(**named, settings=settings)
         if arm.kl == "none":
             arm = replace(arm, placement="loss")
         if arm not in seen:

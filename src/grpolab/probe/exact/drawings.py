@@ -106,7 +106,7 @@ def product_drawings(frame: pd.DataFrame) -> dict[str, Drawing]:
             frame,
             f"Error of {len(frame):,} arms, every combination, at their best learning rate: the "
             "median (mark) and the 5th to 95th percentile (line) over everything that a choice is "
-            f"combined with, the best median first. {how(frame)}.",
+            f"combined with, the best median at the largest staleness first. {how(frame)}.",
         ),
         "variance_shares": (
             product_figures.share_map,

@@ -115,10 +115,10 @@ def kl_values() -> Iterator[Point]:
     for power in range(1, 9):
         offset = 2.0**-power
         p, off = chance(offset), expected_value(coin(offset), "k2") - kl_to_reference(offset)
-        d = (math.log(p / Q), math.log((1 - p) / (1 - Q)))
-        third = (p * d[0] ** 3 + (1 - p) * d[1] ** 3) / 6
+        both = (math.log(p / Q), math.log((1 - p) / (1 - Q)))
+        third = (p * both[0] ** 3 + (1 - p) * both[1] ** 3) / 6
         # Σ p·e^−d = 1 by Taylor with remainder: E[k2] − KL = E[d³]/6 − E[d⁴·e^−ξ]/24, |ξ| ≤ |d|
-        rest = (p * d[0] ** 4 + (1 - p) * d[1] ** 4) * math.exp(max(map(abs, d))) / 24
+        rest = (p * both[0] ** 4 + (1 - p) * both[1] ** 4) * math.exp(max(map(abs, both))) / 24
         yield Point("kl_values", "third order", "|E[k2] − KL|", offset, abs(third), abs(off), rest)
 
 

@@ -35,7 +35,7 @@ def choice_ranges(frame: pd.DataFrame) -> Figure:
             )
             for axes, factor in zip(panels[:, 0], column, strict=True):
                 _ranges(axes, factor, tables)
-            panels[-1, 0].set_xlabel("Error at the best learning rate / ‖∇J‖²")
+            panels[-1, 0].set_xlabel("Error / ‖∇J‖²")
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
@@ -52,8 +52,8 @@ def _columns(sizes: dict[str, int]) -> list[dict[str, int]]:
 
 
 def _ranges(axes: Axes, factor: str, tables: dict[float, pd.DataFrame]) -> None:
-    first = next(iter(tables.values()))
-    own = first[first["factor"] == factor].sort_values("median")
+    last = tables[max(tables)]
+    own = last[last["factor"] == factor].sort_values("median")
     order = [str(c) for c in own["choice"]]
     for i, (stale, table) in enumerate(tables.items()):
         here = table[table["factor"] == factor].set_index("choice").loc[order]
@@ -78,7 +78,7 @@ def share_map(frame: pd.DataFrame) -> Figure:
             found = shares(frame[frame["staleness"] == stale])
             _cells(axes, found)
             more = found.loc[found["first"] == "more", "share"].iloc[0]
-            axes.set_title(f"staleness {stale:g} (three and more: {more:.0%})", fontsize=7.5)
+            axes.set_title(f"staleness {stale:g} (three and more: {more:.1%})", fontsize=7.5)
     return figure
 
 
