@@ -1,4 +1,4 @@
-"""One thread, as the models are tiny, and PyTorch left as it was: a probe sets it for its run."""
+"""One thread (the models here are tiny), and PyTorch left as it was, which a probe sets up."""
 
 from __future__ import annotations
 

@@ -125,10 +125,10 @@ def draws(count: int) -> Iterator[tuple[float, float, float]]:
 
 
 def test_moments_by_group_size_are_unbiased() -> None:
-    mean, prompt, square = np.mean(list(draws(400)), axis=0)
-    assert mean == pytest.approx(4, rel=0.06)
-    assert prompt == pytest.approx(4 + 2, rel=0.06)
-    assert square == pytest.approx(4 + 2 + 8, rel=0.03)
+    mean, prompt, square = np.mean(list(draws(200)), axis=0)
+    assert mean == pytest.approx(4, rel=0.1)
+    assert prompt == pytest.approx(4 + 2, rel=0.1)
+    assert square == pytest.approx(4 + 2 + 8, rel=0.05)
 
 
 def test_group_sizes() -> None:
