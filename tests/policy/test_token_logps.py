@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from grpolab.component import component
-from grpolab.policy.policy import Policy, TokenLogps, entropies, join_rows
+from grpolab.policy.packing import join_rows
+from grpolab.policy.policy import Policy, TokenLogps, entropies
 from grpolab.rollouts import Rollouts
 
 if TYPE_CHECKING:

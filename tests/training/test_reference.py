@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from grpolab.component import ConfigError, component
-from grpolab.config import Lora, Run, check_conflicts
+from grpolab.config import Lora, Run
+from grpolab.conflicts import check_conflicts
 from grpolab.rollouts import Rollouts
 from grpolab.sweep.preflight import check
 from grpolab.tracking.folder import RunFolder

@@ -164,3 +164,23 @@ def _block(
     seen = context_valid[:, None, None].expand(-1, 1, length, -1)
     mask = torch.cat([seen, causal.expand(len(queries), 1, -1, -1)], dim=-1)
     return Block(queries, valid, torch.cat([context, queries], dim=1), mask)
+
+
+def join_rows(
+    prompt_ids: Tensor, prompt_lengths: Tensor, completion_ids: Tensor, mask: Tensor, pad_id: int
+) -> tuple[Tensor, Tensor]:
+    """(ids [n, W] with each completion right behind its prompt, positions [n, T] of its tokens).
+
+    W is the longest row's prompt and completion together, so a long prompt with a short answer
+    beside a short prompt with a long one is not padded to the sum of both. Masked positions hold
+    the pad token, and those beyond W point right behind it.
+    """
+    n, width = completion_ids.shape
+    ids = torch.nn.functional.pad(prompt_ids, (0, width), value=pad_id)
+    steps = torch.arange(width, device=ids.device)
+    positions = prompt_lengths.unsqueeze(1) + steps  # [n, T]
+    columns = torch.arange(ids.shape[1], device=ids.device).expand(n, -1)
+    ids = torch.where(columns < prompt_lengths.unsqueeze(1), ids, pad_id)
+    ids = ids.scatter(1, positions, torch.where(mask, completion_ids, pad_id))
+    longest = int((prompt_lengths + mask.sum(dim=1)).max())
+    return ids[:, :longest], positions.clamp(max=longest)

@@ -20,7 +20,7 @@ from grpolab.policy.head import token_head
 from grpolab.policy.layers import hidden_states
 from grpolab.policy.loading import end_tokens, frozen, load_model, quiet, with_lora
 from grpolab.policy.locate import locate
-from grpolab.policy.packing import Packing, pack
+from grpolab.policy.packing import Packing, join_rows, pack
 from grpolab.policy.sharding import Peers, gathered, shard, whole, within
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -391,23 +391,3 @@ def entropies(logits: Tensor, normaliser: Tensor) -> Tensor:
         for part, z in zip(torch.split(logits, rows), torch.split(normaliser, rows), strict=True)
     ]
     return torch.cat(parts)
-
-
-def join_rows(
-    prompt_ids: Tensor, prompt_lengths: Tensor, completion_ids: Tensor, mask: Tensor, pad_id: int
-) -> tuple[Tensor, Tensor]:
-    """(ids [n, W] with each completion right behind its prompt, positions [n, T] of its tokens).
-
-    W is the longest row's prompt and completion together, so a long prompt with a short answer
-    beside a short prompt with a long one is not padded to the sum of both. Masked positions hold
-    the pad token, and those beyond W point right behind it.
-    """
-    n, width = completion_ids.shape
-    ids = torch.nn.functional.pad(prompt_ids, (0, width), value=pad_id)
-    steps = torch.arange(width, device=ids.device)
-    positions = prompt_lengths.unsqueeze(1) + steps  # [n, T]
-    columns = torch.arange(ids.shape[1], device=ids.device).expand(n, -1)
-    ids = torch.where(columns < prompt_lengths.unsqueeze(1), ids, pad_id)
-    ids = ids.scatter(1, positions, torch.where(mask, completion_ids, pad_id))
-    longest = int((prompt_lengths + mask.sum(dim=1)).max())
-    return ids[:, :longest], positions.clamp(max=longest)

@@ -145,6 +145,46 @@ class Forward:
         with self.policy.base_weights() as model:
             return self.logps(part, model)
 
+    def keep_pace(
+        self, passes: int, rollouts: Rollouts, *, reference: bool = True, learns: bool = False
+    ) -> None:
+        """Passes over one row that count for nothing: weights in parts are gathered by all ranks
+        together, so each runs as many.
+
+        Args:
+            reference: whether each has asked the reference too, where there is one.
+            learns: whether each had a backward pass.
+        """
+        row = (rollouts.lengths > 0).long().argmax().cpu().reshape(1)
+        for _ in range(passes):
+            part = self.part(rollouts, row, max(1, int(rollouts.lengths[row])))
+            with torch.set_grad_enabled(learns):
+                now = self.logps(part)
+            if reference and self.uses_reference:
+                with torch.no_grad():
+                    self.reference_logps(part, now.logps.detach())
+            if learns:
+                torch.autograd.backward([0.0 * now.logps.sum()])
+
+
+def learning(rollouts: Rollouts, rows: Tensor, *, always: bool) -> Tensor:
+    """[n] rows that can have a gradient. The others, of groups whose answers are all right or all
+    wrong for most estimators, run forward alone, for what is measured.
+
+    Args:
+        always: whether a row has one without an advantage, too.
+    """
+    if always:
+        return torch.ones(len(rows), dtype=torch.bool)
+    index = rows.to(rollouts.mask.device)
+    counts = rollouts.mask[index] & (rollouts.advantage_rows()[index] != 0)
+    return counts.any(dim=1).cpu()  # NaN is not 0, and is to be seen
+
+
+def unless_known(now: Tensor, known: Tensor | None, fresh: Tensor) -> Tensor:
+    """`now` in fresh rows [N, 1]; in the others what is known from their own time."""
+    return now if known is None else torch.where(fresh, now, known.to(now))
+
 
 def cut(rows: Tensor, width: int) -> Tensor:
     """[n, 1] as it is, [n, T] to the first `width` columns."""

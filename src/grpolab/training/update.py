@@ -21,7 +21,7 @@ from grpolab.rng import generator
 from grpolab.rollouts import Rollouts
 from grpolab.training.clock import Clock
 from grpolab.training.failures import TrainingFailed as TrainingFailed
-from grpolab.training.forward import Forward, cut
+from grpolab.training.forward import Forward, cut, learning, unless_known
 from grpolab.training.measure import Sums, measure, step_metrics
 from grpolab.training.memory import is_out_of_memory
 from grpolab.training.optimizer import lr_at, make_optimizer, set_lr
@@ -95,7 +95,7 @@ class Updater:
                         logits=now.logits,
                         ref_logits=base.logits,
                     ).to(kl)
-        self._keep_pace(idle, rollouts, reference=self.forward.uses_reference)
+        self.forward.keep_pace(idle, rollouts)
         self.ranks.sum_([now_all, ref, kl, collision])
         rollouts.old_logps = unless_known(now_all, rollouts.old_logps, fresh)
         rollouts.ref_logps = ref if self.forward.uses_reference else None
@@ -222,7 +222,8 @@ class Updater:
             group_size=rollouts.group_size,
             max_length=self.run.sampler.max_new_tokens,
         )
-        learns = self._learning(rollouts, rows, beta)
+        by_kl = self.objective.kl_in_loss and bool(beta)
+        learns = learning(rollouts, rows, always=by_kl or not self.run.clip.needs_advantage)
         mine = self._mine(rollouts, rows, learns)
         for wanted in (True, False):
             if wanted and not bool(learns.any()):
@@ -235,20 +236,11 @@ class Updater:
                 for name, values in found.items():
                     whole = seen.setdefault(name, self._empty(rollouts.mask))
                     whole[rows[own.cpu()], :width] = values.to(whole)
-            self._keep_pace(idle, rollouts, reference=self.forward.uses_reference, learns=wanted)
+            self.forward.keep_pace(idle, rollouts, learns=wanted)
         if not bool(learns.any()):  # the optimizer's moments decay all the same
             for parameter in self.parameters.values():
                 parameter.grad = torch.zeros_like(parameter)
         return sums, seen
-
-    def _learning(self, rollouts: Rollouts, rows: Tensor, beta: float) -> Tensor:
-        """[n] rows that can have a gradient. The others, of groups whose answers are all right or
-        all wrong for most estimators, run forward alone, for what is measured."""
-        if (self.objective.kl_in_loss and beta) or not self.run.clip.needs_advantage:
-            return torch.ones(len(rows), dtype=torch.bool)
-        index = rows.to(rollouts.mask.device)
-        counts = rollouts.mask[index] & (rollouts.advantage_rows()[index] != 0)
-        return counts.any(dim=1).cpu()  # NaN is not 0, and is to be seen
 
     def _mine(self, rollouts: Rollouts, rows: Tensor, learns: Tensor | None = None) -> Tensor:
         """[n] those of some rows (whole groups) that this rank runs; about as many tokens as the
@@ -286,22 +278,6 @@ class Updater:
         """How many passes fewer than another rank this one has to run, where that matters."""
         return max(self.ranks.gather(own)) - own if self.policy.sharded else 0
 
-    def _keep_pace(
-        self, passes: int, rollouts: Rollouts, *, reference: bool = False, learns: bool = False
-    ) -> None:
-        """Passes over one row that count for nothing: weights in parts are gathered by all ranks
-        together, so each runs as many."""
-        row = (rollouts.lengths > 0).long().argmax().cpu().reshape(1)
-        for _ in range(passes):
-            part = self.forward.part(rollouts, row, max(1, int(rollouts.lengths[row])))
-            with torch.set_grad_enabled(learns):
-                now = self.forward.logps(part)
-            if reference:
-                with torch.no_grad():
-                    self.forward.reference_logps(part, now.logps.detach())
-            if learns:
-                torch.autograd.backward([0.0 * now.logps.sum()])
-
     @torch.no_grad()
     def _plan(self, rollouts: Rollouts, rows: Tensor, noise: tuple[int, int]) -> Plan:
         """What a clip wants to know of a whole optimizer step, from a forward pass over it."""
@@ -315,7 +291,7 @@ class Updater:
             now = self.forward.logps(part)
             logps[own, :width] = now.logps.to(logps)
             entropy[own, :width] = now.entropy.to(entropy)
-        self._keep_pace(idle, rollouts)
+        self.forward.keep_pace(idle, rollouts, reference=False)
         self.ranks.sum_([logps, entropy])
         old = logps if rollouts.old_logps is None else rollouts.old_logps[index]
         source = generator(self.run.seed, "selection", *noise, 1)
@@ -421,8 +397,3 @@ class Updater:
             return False
         measured = float(sums.totals["kl/old_k3"] / sums.totals["tokens"].clamp(min=1))
         return measured > float(target)
-
-
-def unless_known(now: Tensor, known: Tensor | None, fresh: Tensor) -> Tensor:
-    """`now` in fresh rows [N, 1]; in the others what is known from their own time."""
-    return now if known is None else torch.where(fresh, now, known.to(now))
