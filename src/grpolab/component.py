@@ -254,6 +254,11 @@ def check(key: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
     for number in value if isinstance(value, (list, tuple)) else [value]:
         if isinstance(number, bool) or not isinstance(number, (int, float)):
             continue
+        if isinstance(number, int) and number.bit_length() > BITS:
+            raise ConfigError(
+                f"{key}: a whole number of {number.bit_length()} bits is given; allowed: "
+                f"{describe_type(hint)}{_bounds_text(metadata)} of at most {BITS} bits."
+            )
         if math.isnan(number) or not _within(number, metadata):
             raise ConfigError(
                 f"{key}: {value!r} is out of bounds; allowed: {describe_type(hint)}"
@@ -261,6 +266,9 @@ def check(key: str, value: Any, hint: Any, metadata: Mapping[str, Any]) -> Any:
             )
     return value
 
+
+BITS = 63
+"""Of a whole number beside its sign: what tensors, files and stores hold."""
 
 _BOUNDS: dict[str, tuple[str, Any]] = {
     "ge": ("≥", lambda x, b: x >= b),

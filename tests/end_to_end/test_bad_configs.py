@@ -64,6 +64,11 @@ SETTINGS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         ["sampler.max_new_tokens:", "100000", "tiny", "at most"],
     ),
     "no file given": (["task=jsonl"], ["task.path:", "missing"]),
+    "a number that nothing holds": (
+        [f"model.max_prompt_tokens={'1' * 400}"],
+        ["model.max_prompt_tokens:", "1326 bits", "at most 63 bits"],
+    ),
+    "a seed beyond 64 bits": ([f"seed={2**64}"], ["seed:", "65 bits", "≥ 0 of at most 63 bits"]),
     "unknown model": (["model.name=tinny"], ["model.name:", "'tinny'", "did you mean tiny?"]),
     "half a batch": (
         ["updates_per_batch=3", "minibatches=2"],
