@@ -48,8 +48,6 @@ VARIANTS: list[list[str]] = [
     ["clip.masks=[{name: top_entropy, share: 0.2}]"],
     ["clip.masks=[truncated]"],
 ]
-STALE = ["clip=ppo", "clip=none", "clip=reinforce", "clip=cispo", "clip=gspo", "clip=sapo",
-         "clip=vespo", "clip=tis_pg"]  # fmt: skip
 
 
 def main() -> None:
@@ -83,8 +81,6 @@ def main() -> None:
     }
     (out / "times.json").write_text(json.dumps(times, indent=2) + "\n")
     print(times)
-    if on == "tiny":
-        probe(STALE, overrides=words, staleness=[0, 1, 4, 16], out=out / "stale")
 
 
 def backward_seconds(base: Run, repeats: int) -> float:
