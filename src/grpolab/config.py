@@ -84,11 +84,8 @@ class Hardware:
     master_weights: bool = setting(
         True, "weights and optimizer stay float32 below a lower dtype (autocast)"
     )
-    tokens_per_microbatch: int | None = setting(
-        None,
-        "tokens per forward and backward pass, padding included where there is some; null: 8192, "
-        "on a CPU fewer, so that a pass keeps half of what the weights take",
-        ge=1,
+    tokens_per_microbatch: int = setting(
+        8192, "tokens per forward and backward pass, padding included where there is some", ge=1
     )
     memory_budget: float | None = setting(
         None, "GiB that a backward pass may keep; fewer tokens a pass where needed", gt=0

@@ -25,27 +25,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def token_budget(hardware: Hardware, policy: Policy) -> int:
     """Tokens of a micro-batch: `tokens_per_microbatch`, or fewer where `memory_budget` asks so."""
-    asked = hardware.tokens_per_microbatch
-    tokens = default_tokens(policy) if asked is None else asked
     if hardware.memory_budget is None:
-        return tokens
+        return hardware.tokens_per_microbatch
     fits = int(hardware.memory_budget * 2**30 / policy.bytes_per_token())
-    return max(1, min(tokens, fits))
-
-
-def default_tokens(policy: Policy) -> int:
-    """Where nothing is asked for: on a CPU, so many that what a pass keeps is about half of what
-    the weights take, or `KEPT` where that is more: memory follows the model and not the batch. A
-    GPU needs more rows to be busy."""
-    if policy.device.type != "cpu":
-        return MOST
-    weights: int = sum(p.numel() * p.element_size() for p in policy.model.parameters())
-    fits = max(KEPT, weights // 2) // policy.bytes_per_token()
-    return min(MOST, max(FEWEST, fits))
-
-
-KEPT = 2**28
-"""Bytes."""
-FEWEST = 256
-"""Tokens at which a CPU's matrix products run near their full rate."""
-MOST = 8192
+    return max(1, min(hardware.tokens_per_microbatch, fits))
