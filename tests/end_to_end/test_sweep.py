@@ -139,7 +139,7 @@ def test_manifest(basic: Swept) -> None:
 
 
 def test_figures_are_drawn(basic: Swept) -> None:
-    (figure,) = basic.out.rglob("learning_curves.png")
+    (figure,) = basic.out.glob("analysis/**/learning_curves.png")
     assert figure.stat().st_size > 10_000
     assert str(figure) in basic.done.stdout
     assert "4 of 4 runs done" in basic.done.stdout
