@@ -226,7 +226,7 @@ def test_two_workers_double_nothing(tmp_path: Path) -> None:
     assert front
 
 
-MANY, LONG = 6, 150
+MANY, LONG = 4, 150
 KILLED = (
     *SMALL, f"steps={LONG}", f"search.trials={MANY}", "search.seeds=[5]", "search.seed=3",
     "search.space={optimizer.lr:{low:1e-6,high:1e-3,log:true}}", "search.sampler=random",

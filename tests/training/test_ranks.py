@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -100,11 +101,14 @@ def run_cases(ranks: int, cases: dict[str, dict[str, Any]], folder: Path) -> dic
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     script = [str(HERE / "ranked.py"), str(folder / "cases.json"), str(folder)]
-    done = subprocess.run(
-        [sys.executable, *(launcher if ranks > 1 else []), *script],
-        env=environment, capture_output=True, text=True, timeout=LIMIT, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    over = folder / "over"
+    if not over.exists():
+        done = subprocess.run(
+            [sys.executable, *(launcher if ranks > 1 else []), *script],
+            env=environment, capture_output=True, text=True, timeout=LIMIT, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        over.touch()
     return {name: ended(folder / name, Path(c["folder"]), ranks) for name, c in cases.items()}
 
 
@@ -127,8 +131,12 @@ def gap(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("ranks")
-    lab.random_model(found / "model", "Llama")
+    """One for all of pytest's own workers: the cases are run once."""
+    base = tmp_path_factory.getbasetemp()
+    found = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "ranks"
+    with FileLock(f"{found}.lock"):
+        if not found.exists():
+            lab.random_model(found / "model", "Llama")
     return found
 
 
@@ -149,12 +157,13 @@ def both(folder: Path) -> tuple[dict[str, Ended], dict[str, Ended]]:
     cases["remembering"] = {"raw": raw(folder, "hardware.gradient_checkpointing=true")}
     cases["narrow"] = {"raw": raw(folder, *NARROW), "narrow": True}
     cases["sharded_stopped"] = {"raw": raw(folder, *RESUMED, SHARD), "stop": 2}
-    alone = run_cases(1, cases, folder / "one")
+    doubled = dict(cases)
     for name in (*SHARDED, "idle", "remembering", "narrow"):
         shared = bind_run(cases[name]["raw"]).raw
         shared = shared | {"hardware": shared["hardware"] | {"shard": "fsdp2"}}
-        cases[f"sharded_{name}"] = cases[name] | {"raw": shared, "export": name == "plain"}
-    return alone, run_cases(2, cases, folder / "two")
+        doubled[f"sharded_{name}"] = cases[name] | {"raw": shared, "export": name == "plain"}
+    with FileLock(f"{folder}.lock"):
+        return run_cases(1, cases, folder / "one"), run_cases(2, doubled, folder / "two")
 
 
 @pytest.mark.parametrize("name", [*VARIANTS, "idle", "remembering"])
