@@ -69,6 +69,15 @@ CAPTIONS = {
 }
 
 
+LONGEST = 34  # characters beside a row, beyond which a label leaves the figure
+
+
+def short(arm: str) -> str:
+    """An arm's label, its end cut off where it is too long; the tables have it whole."""
+    label = style.readable(arm)
+    return label if len(label) <= LONGEST else label[: LONGEST - 1] + "…"
+
+
 def order_of(cosine: pd.DataFrame) -> tuple[list[str], np.ndarray | None]:
     """(arms with a gradient, in the order of a clustering; its linkage)."""
     known = [a for a in cosine.index if np.isfinite(cosine.loc[a, a])]
@@ -101,7 +110,7 @@ def cosine_map(cosine: pd.DataFrame) -> Figure | None:
     image = axes.imshow(
         values, cmap="RdBu_r" if signed else "viridis", vmin=bottom, vmax=1, aspect="auto"
     )
-    labels = [style.readable(a) for a in arms]
+    labels = [short(a) for a in arms]
     axes.set_xticks(range(len(arms)), labels, rotation=90, fontsize=5)
     axes.set_yticks(range(len(arms)), labels, fontsize=5)
     axes.yaxis.tick_right()
@@ -127,7 +136,7 @@ def norms(gradients: pd.DataFrame) -> Figure | None:
     left.xaxis.set_major_formatter(FuncFormatter(lambda norm, _: f"{norm:g}"))
     left.xaxis.set_minor_formatter(NullFormatter())
     left.margins(y=0.5 / max(1, len(gradients)))
-    left.set_yticks(y, [style.readable(a) for a in gradients["arm"]], fontsize=5)
+    left.set_yticks(y, [short(a) for a in gradients["arm"]], fontsize=5)
     left.invert_yaxis()
     right.errorbar(gradients["cosine_to_first"], y, xerr=gradients["cosine_error"].fillna(0),
                    fmt="o", ms=3, lw=0.8, color=style.COLOURS[0])  # fmt: skip
@@ -158,7 +167,7 @@ def parts(frame: pd.DataFrame) -> Figure | None:
         axes.set_xlabel(f"share by {kind}")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=5.5,
                     handletextpad=0.1, columnspacing=0.6)  # fmt: skip
-    panels[0].set_yticks(range(len(arms)), [style.readable(a) for a in arms], fontsize=5)
+    panels[0].set_yticks(range(len(arms)), [short(a) for a in arms], fontsize=5)
     panels[0].invert_yaxis()
     return figure
 
