@@ -68,6 +68,7 @@ SETTINGS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
         [f"model.max_prompt_tokens={'1' * 400}"],
         ["model.max_prompt_tokens:", "1326 bits", "at most 63 bits"],
     ),
+    "no seed": (["-m", "~seed=0"], ["seed:", "~seed=0 takes it away", "a whole number"]),
     "a seed beyond 64 bits": ([f"seed={2**64}"], ["seed:", "65 bits", "≥ 0 of at most 63 bits"]),
     "unknown model": (["model.name=tinny"], ["model.name:", "'tinny'", "did you mean tiny?"]),
     "half a batch": (

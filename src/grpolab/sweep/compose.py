@@ -280,6 +280,9 @@ class _Composer:
         from hydra import compose
         from omegaconf import OmegaConf
 
+        for override in overrides:
+            if override.partition("=")[0] == "~seed":
+                raise ConfigError(f"seed: {override} takes it away; allowed: a whole number.")
         try:
             if with_hydra:
                 config = compose("train", overrides=overrides, return_hydra_config=True)
