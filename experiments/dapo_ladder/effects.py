@@ -115,10 +115,10 @@ def draw(table: pd.DataFrame, metric: str, seeds: int) -> tuple[matplotlib.figur
             )  # fmt: skip
         axes.set_yticks(range(len(parts)), parts)
         axes.invert_yaxis()
-        axes.set_xlabel(f"Difference in {describe(metric).label.lower()}")
+        axes.set_xlabel(f"Difference in {describe(metric).in_a_sentence}")
         axes.legend(loc="best")
     caption = (
-        f"What each part adds to final {describe(metric).label.lower()} switched on first, last, "
+        f"What each part adds to final {describe(metric).in_a_sentence} switched on first, last, "
         f"and on average over all settings of the other parts: paired differences over {seeds} "
         f"seeds; bars: {INTERVAL}, uncorrected."
     )
@@ -129,7 +129,7 @@ def main(words: Sequence[str]) -> int:
     """Writes the table and the figure; 2 and a sentence for what cannot be read."""
     try:
         given = key_values(words, KEYS)
-        if given.keys() < {"kept", "out"}:
+        if not given.keys() >= {"kept", "out"}:
             raise ConfigError("out: kept and out are needed")
         metric = given.get("metric", "eval/pass@1")
         parts, found = cells(load(kept=given["kept"]), metric)

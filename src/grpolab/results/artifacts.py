@@ -60,10 +60,7 @@ def log_analysis(
             return f"MLflow has not got the analysis: {problem}."
         else:
             with staged(place / FOLDER) as scratch:  # whole, or not at all
-                for name, path in files.items():
-                    copy = scratch / name
-                    copy.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(path, copy)
+                _copy(files, scratch)
     except Exception as error:  # whatever a store may raise
         problem = (str(error).splitlines() or [""])[0]
         return (
@@ -146,8 +143,13 @@ def _elsewhere(place: Path, output_dir: Path, uri: str) -> str | None:
 def _upload(client: Any, run_id: str, files: Mapping[str, Path]) -> None:
     """Through MLflow, which names an artifact as its file is named."""
     with tempfile.TemporaryDirectory() as scratch:
-        for name, path in files.items():
-            copy = Path(scratch) / name
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
+        _copy(files, Path(scratch))
         client.log_artifacts(run_id, scratch, FOLDER)
+
+
+def _copy(files: Mapping[str, Path], folder: Path) -> None:
+    """Each file under its name below the folder."""
+    for name, path in files.items():
+        copy = folder / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)

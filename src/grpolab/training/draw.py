@@ -24,6 +24,10 @@ class Room:
     prompts: int | None = None
     """None: all of them."""
 
+    def at_once(self, prompts: int) -> int:
+        """Of so many, those that one call takes."""
+        return prompts if self.prompts is None else min(self.prompts, prompts)
+
     def halve(self, prompts: int) -> bool:
         """After a call with so many did not fit; False where it was a single one."""
         if prompts <= 1:
@@ -62,9 +66,8 @@ def sample_rollouts(
 ) -> Rollouts:
     """A fresh record of the completions of some prompts.
 
-    Out of memory, it begins again with half the prompts a call. A sampler that `splits` draws the
-    same noise for them then; with another the
-    run ends.
+    Out of memory, a sampler that `splits` begins again with half the prompts a call, and the same
+    noise. With another the run ends.
 
     Raises:
         TrainingFailed: a single group does not fit, or the sampler does not split.
@@ -76,7 +79,7 @@ def sample_rollouts(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            attempted = min(room.prompts or len(prompts), len(prompts))
+            attempted = room.at_once(len(prompts))
             if not (sampler.splits and room.halve(attempted)):
                 raise TrainingFailed(
                     f"out of memory while sampling {attempted} groups at once with "
@@ -104,9 +107,7 @@ def _in_calls(
     draw: Draw,
     room: Room,
 ) -> Rollouts:
-    size = len(prompts)
-    if sampler.splits and room.prompts is not None:
-        size = min(size, room.prompts)
+    size = room.at_once(len(prompts))
     total = draw.total or len(prompts)
     parts = [
         _one_call(
