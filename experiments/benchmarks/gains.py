@@ -28,10 +28,12 @@ from grpolab.config import Run, bind_run
 from grpolab.policy import head, kernels, packing
 from grpolab.policy.policy import Encoder, Policy
 from grpolab.rollouts import Rollouts
-from grpolab.sampling import static
+from grpolab.sampling import decoding, static
 from grpolab.sampling.base import Draw
 from grpolab.sampling.decoding import DecoderEngine
 from grpolab.sweep.compose import expand, parse_command
+from grpolab.training.loop import prepare_torch
+from grpolab.training.memory import keep_freed_memory
 from grpolab.training.update import Updater
 
 GROUPS, SIZE, LIMIT = 4, 8, 64
@@ -78,6 +80,31 @@ def keeping_finished() -> Any:
     return stack
 
 
+def attention_by_products() -> Any:
+    """Plain products and one softmax over prompt and own tokens."""
+    return patch.object(decoding, "has_flash", lambda: False)
+
+
+@contextmanager
+def returning_memory() -> Iterator[None]:
+    """Freed tensors go back to the system, as glibc has it once it has seen large ones."""
+    keep_freed_memory((2**25, 2**26))
+    try:
+        yield
+    finally:
+        keep_freed_memory()
+
+
+@contextmanager
+def filling() -> Iterator[None]:
+    """Every new tensor is filled with NaN, as deterministic mode has it by default."""
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def run_of(dtype: str) -> Run:
     """The smollm2 benchmark's settings."""
     words = ["model=smollm2_135m", f"hardware.dtype={dtype}", "tracking.mlflow=false"]
@@ -119,6 +146,8 @@ class Bench:
 
     def __init__(self, dtype: str, repeats: int) -> None:
         self.run, self.repeats = run_of(dtype), repeats
+        prepare_torch(self.run)
+        keep_freed_memory()
         self.policy = Policy(Encoder(self.run.model), self.run.hardware)
         self.updater = Updater(self.run, self.policy)
         pairs = ((1, 2), (3, 4), (5, 9), (7, 7))
@@ -181,11 +210,15 @@ def main(arguments: list[str]) -> None:
     bench.compare("sampling: own decode loop", "1.5×", bench.sample, transformers)
     bench.compare("sampling: oneDNN, packed weights", "1.5×", bench.sample, plain_kernels)
     bench.compare("sampling: inverse CDF by blocks", "1.3×", bench.sample, plain_draw)
+    bench.compare("sampling: fused attention", "1.1×", bench.sample, attention_by_products)
+    bench.compare("sampling: new tensors stay unfilled", "1.1×", bench.sample, filling)
     bench.compare("sampling: finished rows leave", "1.5×", ragged, keeping_finished)
     bench.compare("update: own layers, packed, chunked head", "2.7×", update, transformers)
     bench.compare("update: prompts once a group", "1.8×", update, separate_prompts)
     bench.compare("update: oneDNN's linear", "1.2×", update, plain_kernels)
     bench.compare("update: the head's probabilities kept", "1.05×", update, forgetful)
+    bench.compare("update: freed memory is kept", "1.3×", update, returning_memory)
+    bench.compare("update: new tensors stay unfilled", "1.1×", update, filling)
     bench.compare("update: half the groups idle, forward alone", "1.5×", idle, all_learn)
     if "out" in given:
         text = {"dtype": given.get("dtype", "float32"), "torch": torch.__version__}

@@ -11,7 +11,7 @@ import torch
 
 from grpolab.component import component
 from grpolab.policy.policy import Policy
-from grpolab.sampling import static
+from grpolab.sampling import decoding, static
 from grpolab.sampling.base import Draw, Samples
 from grpolab.sampling.cached import CacheEngine
 from grpolab.sampling.decoding import DecoderEngine
@@ -75,6 +75,17 @@ def test_the_same_as_through_transformers(
     if not settings:  # rows end early and at different times, or nothing was tested
         lengths = ours.mask.sum(dim=1)
         assert len(prompts) == 1 or len(set(lengths.tolist())) > 3
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, EVEN, [[9]]])
+def test_attention_by_plain_products_is_the_same(
+    policy: Policy, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way of every other device, beside the fused kernel that a CPU has."""
+    assert decoding.has_flash()
+    ours = sample(policy, "auto", prompts)
+    monkeypatch.setattr(decoding, "has_flash", lambda: False)
+    assert_same(sample(policy, "auto", prompts), ours)
 
 
 @pytest.mark.parametrize("every", [1, 3, 8])

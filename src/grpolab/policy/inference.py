@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -81,9 +82,16 @@ def norm(module: Any, x: Tensor) -> Tensor:
     """Root-mean-square norm of x [..., d] in its own dtype: a third of the time that PyTorch's own
     takes on the few rows of a decode step."""
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    scale = length.square_().div_(x.shape[-1]).add_(module.variance_epsilon).rsqrt_()
+    eps = constant(module.variance_epsilon, x.dtype, x.device)
+    scale = torch.addcmul(eps, length, length, value=1 / x.shape[-1]).rsqrt_()
     found: Tensor = (x * scale).mul_(module.weight)
     return found
+
+
+@cache
+def constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A number as a tensor, made once."""
+    return torch.tensor(value, dtype=dtype, device=device)
 
 
 def attention_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:

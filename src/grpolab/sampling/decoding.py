@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from grpolab.policy.decoder import Decoder
+from grpolab.policy.decoder import Decoder, Rotation
 from grpolab.policy.inference import InferenceWeights, attention_dtype
+
+
+def flash(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """PyTorch's CPU kernel: attention [B, H, L, D], and log Σ exp of each query's scores
+    [B, H, L]."""
+    found: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, 0.0, False, attn_mask=mask, scale=scale
+    )
+    return found
+
+
+@cache
+def has_flash() -> bool:
+    """Whether this build of PyTorch has the kernel, and it says what it is read for."""
+    q = torch.ones(1, 1, 2, 4)
+    try:
+        out, total = flash(q, q, q, None, 0.0)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return torch.equal(out, q) and torch.allclose(total, torch.full((1, 1, 2), math.log(2)))
 
 
 class DecoderEngine:
@@ -43,6 +67,8 @@ class DecoderEngine:
         self.time = 0
         self.room = room
         self.next_position = self.lengths[self.prompt_of]
+        positions = torch.arange(int(self.lengths.max()) + room, device=device)
+        self.turns = decoder.rotation(positions, self.dtype)  # of every position there will be
         self._regroup()
 
     # -- the prompts ---------------------------------------------------------------------------
@@ -54,8 +80,9 @@ class DecoderEngine:
         valid = columns < self.lengths.unsqueeze(1)  # [P, S]
         positions = columns.expand(len(self.lengths), -1)[valid]
         x = self.decoder.embed(self.tokens)
-        rotation = self.decoder.rotation(positions, self.dtype)
-        hidden = self.weights.hidden(x, rotation, lambda i, q, k, v: self._among(q, k, v, valid))
+        hidden = self.weights.hidden(
+            x, self._turn(positions), lambda i, q, k, v: self._among(q, k, v, valid)
+        )
         last = self.lengths.cumsum(0) - 1
         logits = self.weights.logits(hidden[last])
         if not bool(valid.all()):  # [P, 1, 1, S]
@@ -78,11 +105,16 @@ class DecoderEngine:
         if not self.time:
             self._allocate(len(tokens))
         x = self.decoder.embed(tokens)
-        rotation = self.decoder.rotation(self.next_position, self.dtype)
-        logits = self.weights.logits(self.weights.hidden(x, rotation, self._attend))
+        turn = self._turn(self.next_position)
+        logits = self.weights.logits(self.weights.hidden(x, turn, self._attend))
         self.time += 1
         self.next_position = self.next_position + 1
         return logits
+
+    def _turn(self, positions: Tensor) -> Rotation:
+        """That of positions [n]."""
+        cos, sin = self.turns
+        return cos.index_select(0, positions), sin.index_select(0, positions)
 
     def _allocate(self, rows: int) -> None:
         """[layers, R, Hkv, T, D], for what the completions add."""
@@ -95,18 +127,44 @@ class DecoderEngine:
         d, rows, seen = self.decoder, len(q), self.time + 1
         keys, values = self.keys[index, :rows], self.values[index, :rows]
         keys[:, :, self.time], values[:, :, self.time] = k, v
-        q = q.view(rows, d.kv_heads, self.repeats, d.head_dim) * d.scaling
-        own = q @ keys[:, :, :seen].transpose(-1, -2)  # [R, Hkv, H/Hkv, t]
-        prompt_keys, prompt_values = self.shared[index]
-        shared = self._to_prompts(q) @ prompt_keys.transpose(-1, -2)  # [P, Hkv, C·H/Hkv, S]
+        q = q.view(rows, d.kv_heads, self.repeats, d.head_dim)
+        keys, values = keys[:, :, :seen], values[:, :, :seen]
+        if q.device.type == "cpu" and has_flash():
+            return self._flash(q, keys, values, *self.shared[index])
+        return self._products(q * d.scaling, keys, values, *self.shared[index])
+
+    def _products(self, q: Tensor, k: Tensor, v: Tensor, of_k: Tensor, of_v: Tensor) -> Tensor:
+        """[R, H·D] from scaled q [R, Hkv, h, D], the rows' own k and v [R, Hkv, t, D] and their
+        prompts' [P, Hkv, S, D]: one softmax over the scores of both."""
+        own = q @ k.mT  # [R, Hkv, h, t]
+        shared = self._to_prompts(q) @ of_k.mT  # [P, Hkv, C·h, S]
         if self.outside is not None:
             shared = shared + self.outside
-        scores = torch.cat([self._to_rows(shared), own], dim=-1)
-        weights = scores.softmax(dim=-1)
+        weights = torch.cat([self._to_rows(shared), own], dim=-1).softmax(dim=-1)
         width = shared.shape[-1]
-        out = weights[..., width:] @ values[:, :, :seen]
-        of_prompts = self._to_prompts(weights[..., :width]) @ prompt_values
+        of_prompts = self._to_prompts(weights[..., :width]) @ of_v
+        out = weights[..., width:] @ v
         return out.add_(self._to_rows(of_prompts)).flatten(1)
+
+    def _flash(self, q: Tensor, k: Tensor, v: Tensor, of_k: Tensor, of_v: Tensor) -> Tensor:
+        """The same by two calls of PyTorch's CPU kernel. Each says the log of its softmax's
+        denominator, so that the two results are weighed by σ(log own − log prompt): half as many
+        operators, each of which costs its caches in the midst of a model's weights."""
+        scale = self.decoder.scaling
+        own, own_total = flash(q, k, v, None, scale)
+        queries = self._to_prompts(q)
+        mask = self.outside
+        if mask is not None:
+            mask = mask.expand(-1, 1, queries.shape[2], -1)
+        shared, total = flash(queries, of_k, of_v, mask, scale)
+        # both come out with the heads behind the queries: rows are a view of prompts there
+        rows = shared.transpose(1, 2).reshape(-1, self.repeats, q.shape[1], q.shape[3])
+        totals = total.transpose(1, 2).reshape(-1, self.repeats, q.shape[1])
+        if not self.in_order:
+            rows, totals = rows[self.cell], totals[self.cell]
+        share = own_total.transpose(1, 2).sub(totals).sigmoid_()
+        merged = torch.lerp(rows, own.transpose(1, 2), share.unsqueeze(-1))  # [R, h, Hkv, D]
+        return merged.transpose(1, 2).flatten(1)
 
     # -- rows by prompt ------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from grpolab.training.clock import Clock
 from grpolab.training.collect import Collected, Collector, correctness
 from grpolab.training.evaluate import Evaluator
 from grpolab.training.failures import RankFailed, TrainingFailed
+from grpolab.training.memory import keep_freed_memory
 from grpolab.training.metrics import (
     advantage_metrics,
     difficulty_metrics,
@@ -55,6 +56,7 @@ class Trainer:
     ) -> None:
         self.run, self.examples, self.folder, self.ranks = run, examples, folder, ranks
         prepare_torch(run)
+        keep_freed_memory()
         self.clock = Clock()
         shares = run.hardware.shard == "fsdp2" and not ranks.alone
         peers = ranks if shares else None
@@ -301,3 +303,6 @@ def prepare_torch(run: Run) -> None:
     if run.hardware.threads is not None:
         torch.set_num_threads(run.hardware.threads)
     torch.use_deterministic_algorithms(run.hardware.deterministic, warn_only=True)
+    # what deterministic mode writes into every new tensor, at a tenth of a step's time; that none
+    # is read before it is written, a test asks with this on
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
