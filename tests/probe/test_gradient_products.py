@@ -16,7 +16,7 @@ from grpolab.probe.gradients import Slopes, products
 from grpolab.probe.passes import Passes
 from grpolab.probe.records import Probe
 from grpolab.probe.session import probe
-from grpolab.probe.sizes import moments
+from grpolab.probe.sizes import terms
 from grpolab.probe.table import SharedForward
 from grpolab.training.collect import Collector
 from grpolab.training.loop import prepare_torch
@@ -109,31 +109,73 @@ class Drawn:
     def vjps(self, forward: Any, rows: Tensor, cotangents: list[dict[str, Tensor]]) -> Tensor:
         return torch.stack([c["logps"].squeeze(1).float() @ self.terms[rows] for c in cotangents])
 
+    def jvp(
+        self, forward: Any, rows: Tensor, tangent: Tensor
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        for own in torch.arange(len(rows)).split(7):
+            yield own, {"logps": (self.terms[rows[own]] @ tangent).double().unsqueeze(1)}
 
-def draws(count: int) -> Iterator[tuple[float, float, float]]:
-    """Moments of 5 prompts × 3 groups of 2 rows: mean 1 in 4 dimensions, prompts' own variance .5
-    and the groups' 2 in each."""
-    source = torch.Generator().manual_seed(0)
-    prompt = torch.arange(5).repeat_interleave(6)
-    for _ in range(count):
-        mean = 1 + 0.5**0.5 * torch.randn(5, 1, 4, generator=source)
-        group = mean + 2**0.5 * torch.randn(5, 3, 4, generator=source)
-        rows = group.flatten(0, 1).repeat_interleave(2, dim=0) / 2
-        arm = Slopes(torch.arange(30), {"logps": torch.ones(30, 1).double()}, SimpleNamespace())  # type: ignore[arg-type]
-        found = moments(cast(Any, Drawn(prompt, rows)), arm, 2)
-        yield found.mean, found.prompt, found.square
+
+def drawn(source: torch.Generator) -> tuple[Drawn, Slopes]:
+    """5 prompts × 3 groups of 2 rows: mean 1 in 4 dimensions, prompts' own variance .5 and the
+    groups' 2 in each."""
+    mean = 1 + 0.5**0.5 * torch.randn(5, 1, 4, generator=source)
+    group = mean + 2**0.5 * torch.randn(5, 3, 4, generator=source)
+    rows = group.flatten(0, 1).repeat_interleave(2, dim=0) / 2
+    arm = Slopes(torch.arange(30), {"logps": torch.ones(30, 1).double()}, SimpleNamespace())  # type: ignore[arg-type]
+    return Drawn(torch.arange(5).repeat_interleave(6), rows), arm
 
 
 def test_moments_by_group_size_are_unbiased() -> None:
-    mean, prompt, square = np.mean(list(draws(200)), axis=0)
+    source = torch.Generator().manual_seed(0)
+    found = [terms(cast(Any, passes), arm, 2).moments() for passes, arm in many(source, 200)]
+    mean, prompt, square = np.mean([(m.mean, m.prompt, m.square) for m in found], axis=0)
     assert mean == pytest.approx(4, rel=0.1)
     assert prompt == pytest.approx(4 + 2, rel=0.1)
     assert square == pytest.approx(4 + 2 + 8, rel=0.05)
 
 
-def test_group_sizes() -> None:
-    found = probe(["advantage=group_center"], overrides=BASE, group_sizes=[2, 4])
-    table = found.sizes.set_index("group_size")
-    assert list(table.index) == [2, 4]
+def many(source: torch.Generator, count: int) -> Iterator[tuple[Drawn, Slopes]]:
+    for _ in range(count):
+        yield drawn(source)
+
+
+def test_errors_by_group_size_are_those_of_leaving_out_each_prompt() -> None:
+    """Against the squares of the sums that are left, made anew from the groups' own gradients."""
+    passes, arm = drawn(torch.Generator().manual_seed(1))
+    row = terms(cast(Any, passes), arm, 2).row(scale=3.0)
+    groups = passes.terms.reshape(5, 3, 2, 4).sum(dim=2).double().numpy()
+    left = []
+    for p in range(5):
+        own = np.delete(groups, p, axis=0)
+        n, total = 12, own.sum(axis=(0, 1))
+        prompts, square = np.square(own.sum(axis=1)).sum(), np.square(own).sum()
+        mean = (total @ total - prompts) / (n**2 - 4 * 3**2)
+        prompt, noise = (prompts - square) / (4 * 3 * 2), square / n - mean
+        left.append((9 * mean, 9 * noise, mean / noise, (prompt - mean) / noise))
+    wanted = np.sqrt(4 / 5 * np.square(left - np.mean(left, axis=0)).sum(axis=0))
+    found = [row[f"{name}_error"] for name in ("signal", "noise", "snr", "prompt_share")]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def by_group_size() -> Probe:
+    return probe(["advantage=group_center", "clip=cispo"], overrides=BASE, group_sizes=[2, 4])
+
+
+def test_group_sizes(by_group_size: Probe) -> None:
+    table = by_group_size.sizes[by_group_size.sizes["arm"] == "advantage=group_center"]
+    assert table["group_size"].tolist() == [2, 4, 8]
+    assert table["groups"].tolist() == [16, 8, 4]
     assert (table["noise"] > 0).all()
-    assert table["prompt_share"].notna().all()
+    assert (table["snr_error"] > 0).all()
+    # in groups of all of a prompt's completions there are no two of one prompt to compare
+    assert table["prompt_share"].notna().tolist() == [True, True, False]
+
+
+def test_the_batch_s_own_size_is_what_the_other_tables_say(by_group_size: Probe) -> None:
+    """There signal and noise are the batch's: P² and P times those of one of its P groups."""
+    whole = by_group_size.sizes.query("group_size == 8").reset_index()
+    batch = by_group_size.gradients
+    np.testing.assert_allclose(whole["signal"] * 4**2, batch["signal"], rtol=1e-4)
+    np.testing.assert_allclose(whole["noise"] * 4, batch["noise"], rtol=1e-4)

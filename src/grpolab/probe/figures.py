@@ -12,7 +12,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from scipy.cluster.hierarchy import dendrogram, leaves_list, linkage
 from scipy.spatial.distance import squareform
 
+from grpolab.probe import difficulty_figure, size_figure
+from grpolab.probe.difficulty_figure import difficulty
 from grpolab.probe.records import Probe
+from grpolab.probe.size_figure import sizes
 from grpolab.probe.token_map import CAPTION, SHARES_CAPTION, token_map
 from grpolab.results import style
 
@@ -27,7 +30,9 @@ def write_figures(found: Probe, folder: Path) -> list[str]:
             "cosine": cosine_map(found.cosine),
             "norms": norms(found.gradients),
             "parts": parts(found.parts),
+            "difficulty": difficulty(found.difficulty),
             "scaling": scaling(found.scaling),
+            "sizes": sizes(found.sizes),
             "staleness": staleness(found.staleness),
             "ratios": ratios(found.ratios),
             "tokens": token_map(found.tokens),
@@ -51,6 +56,8 @@ CAPTIONS = {
     "rewards above the batch's mean), length of the completion, sign of the advantage and entropy "
     "of the token: inner product of the part's gradient with the whole, over the whole's square. "
     "The shares of each kind sum to 1; a part below 0 works against the whole.",
+    "difficulty": difficulty_figure.CAPTION,
+    "sizes": size_figure.CAPTION,
     "scaling": "Expected cosine between the gradients of two independent batches of P prompts, "
     "from the unbiased signal and noise of this batch's groups: S/(S + N/P), S and N per group.",
     "staleness": "After k further updates of the first arm (on this batch, or training steps on "

@@ -61,6 +61,15 @@ def cosine_errors(terms: Array, own: Array) -> Array:
     both = terms.transpose(1, 0, 2) + terms.transpose(1, 2, 0)  # [P, J, J]
     left = total - both + own.transpose(2, 0, 1)
     found = np.stack([cosines(one) for one in left])
-    spread = found - found.mean(axis=0)
-    error: Array = np.sqrt((groups - 1) / groups * (spread**2).sum(axis=0))
+    return jackknife_error(found)
+
+
+def jackknife_error(left: Array) -> Array:
+    """Standard errors [...] of a statistic from its values [P, ...] without one of P groups; NaN of
+    fewer than two."""
+    count = len(left)
+    if count < 2:
+        return np.full(left.shape[1:], np.nan)
+    spread = left - left.mean(axis=0)
+    error: Array = np.sqrt((count - 1) / count * (spread**2).sum(axis=0))
     return error

@@ -12,6 +12,7 @@ from torch import Tensor
 from grpolab.probe.records import Reading
 from grpolab.probe.source import State
 from grpolab.probe.table import Table
+from grpolab.training.metrics import absolute_advantages, right_answers
 
 KINDS = ("difficulty", "length", "advantage", "entropy")
 """Ways of cutting a gradient."""
@@ -49,6 +50,48 @@ def shares_of(
         {"arm": reading.arm.name, "kind": kind, "part": part,
          "share": float((tokens * chosen).sum()) / whole if whole else math.nan}
         for (kind, part), chosen in cuts.items()
+    ]  # fmt: skip
+
+
+def difficulty_of(reading: Reading, tokens: Tensor) -> list[dict[str, Any]]:
+    """An arm's gradient by the number of right answers in a group; nothing unless the rewards take
+    two values, of which the larger is a right answer's.
+
+    Of each number k that occurs: arm, group_size, right = k, groups; means over those groups of
+    weight = mean |A|, toward and away = ΣA over the right and over the wrong answers by G, square =
+    ΣA²; and share of |G|².
+
+    Args:
+        tokens: [N, T] what each token adds to |G|².
+    """
+    rollouts, size = reading.rollouts, reading.rollouts.group_size
+    assert rollouts.rewards is not None
+    assert rollouts.advantages is not None
+    right = right_answers(rollouts.rewards)
+    if right is None:
+        return []
+    mask = rollouts.mask.cpu()
+    weights = absolute_advantages(rollouts.advantages, rollouts.mask).reshape(-1, size)
+    rows = rollouts.advantage_rows().double().cpu()
+    if rows.shape[1] > 1:
+        rows = (rows * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    a = rows.reshape(-1, size)
+    good = (rollouts.rewards == rollouts.rewards[right >= 0].max()).cpu()
+    by_group = {
+        "weight": weights.mean(dim=1),
+        "toward": (a * good).sum(dim=1) / size,
+        "away": (a * ~good).sum(dim=1) / size,
+        "square": a.square().sum(dim=1),
+    }
+    added, whole = tokens.sum(dim=1).reshape(-1, size).sum(dim=1), float(tokens.sum())
+    return [
+        {
+            "arm": reading.arm.name, "group_size": size, "right": k,
+            "groups": int((right == k).sum()),
+            **{name: float(value[right == k].mean()) for name, value in by_group.items()},
+            "share": float(added[right == k].sum()) / whole if whole else math.nan,
+        }
+        for k in sorted(set(right[right >= 0].tolist()))
     ]  # fmt: skip
 
 

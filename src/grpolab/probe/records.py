@@ -77,3 +77,6 @@ class Probe:
     sizes: pd.DataFrame = field(default_factory=pd.DataFrame)
     """What one group of fewer completions is worth, an arm and group size a row; empty unless asked
     for."""
+    difficulty: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """An arm and number of right answers in a group a row; empty unless the rewards take two
+    values."""

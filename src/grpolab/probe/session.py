@@ -186,6 +186,7 @@ def write(found: Probe, folder: Path) -> None:
         ("gradients", found.gradients, False),
         ("tokens", found.tokens, False),
         ("parts", found.parts, False),
+        ("difficulty", found.difficulty, False),
         ("scaling", found.scaling, False),
         ("sizes", found.sizes, False),
         ("staleness", found.staleness, False),

@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from grpolab.probe import measures
 from grpolab.probe.gradients import Slopes, alike, squares_of
 from grpolab.probe.passes import Outputs, Passes
 from grpolab.probe.records import Reading
@@ -49,21 +51,31 @@ def regrouped(rollouts: Rollouts, size: int) -> Rollouts:
 def by_size(
     readings: Sequence[Reading], pool: Pool, state: State, sizes: Sequence[int], read: Read
 ) -> list[dict[str, Any]]:
-    """Of each arm and group size what one group of that size is worth: arm, group_size, signal
-    |E g|², noise E|g − E g|², snr, and the share of the noise that the prompts make."""
+    """Of each arm and group size, its own last, what one group of that size is worth.
+
+    arm, group_size, groups; signal |E g|², noise E|g − E g|², snr, the share of the noise that the
+    prompts make, each with its jackknife standard error over prompts.
+    """
     found = []
-    for size in sizes:
-        smaller = [Reading(r.arm, regrouped(r.rollouts, size), r.beta) for r in readings]
-        for reading, places in zip(smaller, pool.places, strict=True):
+    whole = {r.rollouts.group_size for r in readings}
+    for size in sorted({*sizes, *whole}):
+        chosen = [i for i, r in enumerate(readings) if r.rollouts.group_size % size == 0]
+        smaller = [
+            Reading(r.arm, regrouped(r.rollouts, size), r.beta)
+            for r in (readings[i] for i in chosen)
+        ]
+        own = Pool(pool.rows, [pool.places[i] for i in chosen])
+        for reading, places in zip(smaller, own.places, strict=True):
             read(reading, places)
         passes = Passes(pool.rows)
-        arms = slopes_of(smaller, pool, state)
+        arms = slopes_of(smaller, own, state)
         owner, scale, _ = alike([arm.pooled(*pool.rows.mask.shape) for arm in arms])
-        known: dict[int, Moments] = {}
+        known: dict[int, Terms] = {}
         for reading, first, factor in zip(smaller, owner, scale, strict=True):
             if first not in known:
-                known[first] = moments(passes, arms[first], size)
-            found.append({"arm": reading.arm.name, "group_size": size, **known[first].row(factor)})
+                known[first] = terms(passes, arms[first], size)
+            row = known[first].row(factor)
+            found.append({"arm": reading.arm.name, "group_size": size, **row})
     return found
 
 
@@ -89,34 +101,84 @@ class Moments:
         }
 
 
-def moments(passes: Passes, arm: Slopes, size: int) -> Moments:
-    """Unbiased, from the squares of sums: over everything, over each prompt, over each group."""
+@dataclass(frozen=True)
+class Terms:
+    """Of the gradient G = Σ_p G_p of an arm, G_p = Σ_g g over the prompt's groups; [P] each."""
+
+    counts: measures.Array
+    """Groups of each prompt."""
+    groups: measures.Array
+    """Σ_g |g|²."""
+    prompts: measures.Array
+    """|G_p|²."""
+    along: measures.Array
+    """⟨G_p, G⟩."""
+
+    def moments(self, without: int | None = None) -> Moments:
+        """Unbiased, of all prompts or of all but one."""
+        kept = np.arange(len(self.counts)) != (-1 if without is None else without)
+        total = float(self.along.sum())
+        if without is not None:
+            total -= float(2 * self.along[without] - self.prompts[without])
+        counts, prompts = self.counts[kept], float(self.prompts[kept].sum())
+        groups, n = float(self.groups[kept].sum()), float(counts.sum())
+        across, pairs = n**2 - float((counts**2).sum()), float((counts * (counts - 1)).sum())
+        return Moments(
+            (total - prompts) / across if across else math.nan,
+            (prompts - groups) / pairs if pairs else math.nan,
+            groups / n if n else math.nan,
+        )
+
+    def row(self, scale: float) -> dict[str, float]:
+        """As a line of the table, with standard errors."""
+        left = [self.moments(p).row(scale) for p in range(len(self.counts))]
+        found = {"groups": float(self.counts.sum()), **self.moments().row(scale)}
+        for name in left[0]:
+            values = np.array([row[name] for row in left])
+            found[f"{name}_error"] = float(measures.jackknife_error(values))
+        return found
+
+
+def terms(passes: Passes, arm: Slopes, size: int) -> Terms:
+    """The squares of an arm's gradients of groups of `size` and of prompts, one of them in memory
+    at a time beside the whole; then a forward-mode pass along the whole."""
     prompt = passes.prompt[arm.places]
     groups = torch.arange(len(arm.places)) // size
-    whole, by_prompt, by_group, pairs, counts = None, 0.0, 0.0, 0.0, []
-    for p in sorted(set(prompt.tolist())):
+    learns = torch.stack([v.flatten(1).any(dim=1) for v in arm.by_output.values()]).any(dim=0)
+    numbers = sorted(set(prompt.tolist()))
+    counts, squares, prompts = np.zeros((3, len(numbers)))
+    whole = None
+    for i, p in enumerate(numbers):
         own = None
-        numbers = sorted(set(groups[prompt == p].tolist()))
-        for g in numbers:
+        members = sorted(set(groups[prompt == p].tolist()))
+        counts[i] = len(members)
+        for g in members:
             rows = (groups == g).nonzero()[:, 0]
-            if not any(bool(v[rows].any()) for v in arm.by_output.values()):
+            if not bool(learns[rows].any()):
                 continue
             gradient = passes.vjps(arm.forward, *_together(arm, rows))[0]
-            by_group += float(squares_of(gradient.unsqueeze(0)))
+            squares[i] += float(squares_of(gradient.unsqueeze(0)))
             own = gradient if own is None else own.add_(gradient)
-        counts.append(len(numbers))
-        pairs += len(numbers) * (len(numbers) - 1)
         if own is not None:
-            by_prompt += float(squares_of(own.unsqueeze(0)))
+            prompts[i] = float(squares_of(own.unsqueeze(0)))
             whole = own if whole is None else whole.add_(own)
-    total = 0.0 if whole is None else float(squares_of(whole.unsqueeze(0)))
-    n = sum(counts)
-    across = n**2 - sum(c**2 for c in counts)
-    return Moments(
-        (total - by_prompt) / across if across else math.nan,
-        (by_prompt - by_group) / pairs if pairs else math.nan,
-        by_group / n,
-    )
+    along = np.zeros(len(numbers))
+    if whole is not None:
+        by_row = _along(passes, arm, learns.nonzero()[:, 0], whole)
+        for i, p in enumerate(numbers):
+            along[i] = float(by_row[passes.prompt == p].sum())
+    return Terms(counts, squares, prompts, along)
+
+
+def _along(passes: Passes, arm: Slopes, rows: Tensor, gradient: Tensor) -> Tensor:
+    """[U] the inner product of each unique row's term with a gradient; some of the arm's rows."""
+    places, (slopes,) = _together(arm, rows)
+    found = torch.zeros(len(passes.prompt), dtype=torch.float64)
+    for at, outputs in passes.jvp(arm.forward, places, gradient):
+        for name, slope in slopes.items():
+            own = slope[at, : outputs[name].shape[1]] * outputs[name]
+            found[places[at]] += own.flatten(1).sum(dim=1)
+    return found
 
 
 def _together(arm: Slopes, rows: Tensor) -> tuple[Tensor, list[Outputs]]:

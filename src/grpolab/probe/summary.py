@@ -11,7 +11,7 @@ import pandas as pd
 
 from grpolab.probe import measures
 from grpolab.probe.gradients import Products, Slopes, products
-from grpolab.probe.parts import scaled, shares_of, token_weights
+from grpolab.probe.parts import difficulty_of, scaled, shares_of, token_weights
 from grpolab.probe.passes import Passes
 from grpolab.probe.records import METRICS, Counts, Probe, Reading
 from grpolab.probe.request import Request
@@ -43,9 +43,11 @@ def summary(
     rows = [_row(reading, found, j) for j, reading in enumerate(readings)]
     for j, row in enumerate(rows):
         row["cosine_to_first"], row["cosine_error"] = cosine[0, j], errors[0, j]
-    parted = []
-    for reading, places, added in zip(readings, pool.places, found.tokens, strict=True):
-        parted += shares_of(reading, places, table, added) if "shares" in asked.parts else []
+    parted, by_right = [], []
+    if "shares" in asked.parts:
+        for reading, places, added in zip(readings, pool.places, found.tokens, strict=True):
+            parted += shares_of(reading, places, table, added)
+            by_right += difficulty_of(reading, added)
     tokens = pd.DataFrame()
     if "tokens" in asked.parts:
         tokens = token_weights(list(readings), state, found.tokens)
@@ -56,6 +58,7 @@ def summary(
         gradients=pd.DataFrame(rows),
         tokens=tokens,
         parts=pd.DataFrame(parted),
+        difficulty=pd.DataFrame(by_right),
         scaling=pd.DataFrame([p for row in rows for p in scaled(row)] if signal else []),
         staleness=pd.DataFrame(),
         step=state.step,

@@ -72,22 +72,34 @@ def difficulty_metrics(rewards: Tensor, advantages: Tensor, mask: Tensor) -> dic
         advantages: [P, G], or [N, T] where they are those of tokens.
         mask: [N, T], the valid tokens.
     """
+    right = right_answers(rewards)
+    if right is None or not 2 <= rewards.shape[1] <= MOST_MEMBERS:
+        return {}
+    size = rewards.shape[1]
+    per_group = absolute_advantages(advantages, mask).reshape(-1, size).mean(dim=1)
+    return {
+        f"advantage/abs_at_{k}_of_{size}": float(per_group[right == k].mean())
+        for k in sorted(set(right[right >= 0].tolist()))
+    }
+
+
+def right_answers(rewards: Tensor) -> Tensor | None:
+    """[P] how many of a group's rewards [P, G] are the larger of the two values that there are, −1
+    with an unscorable one; None where there are not two."""
     rewards = rewards.cpu()
-    size = rewards.shape[1] if rewards.dim() == 2 else 0
     scored = torch.isfinite(rewards)
     values = sorted(set(rewards[scored].tolist()))
-    if len(values) != 2 or not 2 <= size <= MOST_MEMBERS:
-        return {}
+    if len(values) != 2 or rewards.dim() != 2:
+        return None
+    return torch.where(scored.all(dim=1), (rewards == values[1]).sum(dim=1), -1)
+
+
+def absolute_advantages(advantages: Tensor, mask: Tensor) -> Tensor:
+    """[N] |A| of each completion, the mean over its tokens [N, T] where they have their own."""
     weights = advantages.abs()
     if advantages.shape == mask.shape:
         weights = (weights * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
-    per_group = weights.reshape(-1, size).cpu().double().mean(dim=1)
-    right = (rewards == values[1]).sum(dim=1)
-    whole = scored.all(dim=1)
-    return {
-        f"advantage/abs_at_{k}_of_{size}": float(per_group[whole & (right == k)].mean())
-        for k in sorted(set(right[whole].tolist()))
-    }
+    return weights.flatten().cpu().double()
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -70,7 +70,7 @@ def advantage_by_difficulty(results: Results) -> Drawn:
         figure = style.new_figure(width, 2.5 + legend_height(looks, width) + 0.15)
         left, right = figure.subplots(1, 2)
         for size in sizes[-MOST_SIZES:]:
-            _theory(left, right, size)
+            draw_theory(left, right, size)
         for i, (arm, look) in enumerate(looks.items()):
             _measured(left, right, arms[arm], look, 0.012 * (i - (len(looks) - 1) / 2) / len(looks))
         left.set_ylabel("Mean |A|")
@@ -78,11 +78,7 @@ def advantage_by_difficulty(results: Results) -> Drawn:
         right.set_ylabel("Weight $f_G(p)$ of $\\nabla p$")
         right.set_xlabel("Success rate p")
         right.set_ylim(bottom=0)
-        grey = [
-            Line2D([], [], color="0.45", ls=line, lw=1, label=f"theory: {name}")
-            for name, line in THEORIES.items()
-        ]
-        legend(figure, [*(handle(look) for look in looks.values()), *grey])
+        legend(figure, [*(handle(look) for look in looks.values()), *theory_handles()])
     return Drawn(figure, _caption(results, arms, sizes))
 
 
@@ -144,7 +140,16 @@ def theory(name: str, size: int) -> dict[int, float]:
     return {k: 2 * math.sqrt(k * (size - k)) / size * scale for k in range(size + 1)}
 
 
-def _theory(left: Axes, right: Axes, size: int) -> None:
+def theory_handles() -> list[Line2D]:
+    """What the grey lines are."""
+    return [
+        Line2D([], [], color="0.45", ls=line, lw=1, label=f"theory: {name}")
+        for name, line in THEORIES.items()
+    ]
+
+
+def draw_theory(left: Axes, right: Axes, size: int) -> None:
+    """Mean |A| by k/G and f_G(p) of the three normalisers that have a closed form, in grey."""
     for name, line in THEORIES.items():
         weights = theory(name, size)
         xs, curve = [k / size for k in weights], expected(weights, size)
