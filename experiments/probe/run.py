@@ -25,7 +25,7 @@ BASES = {
         *COMMON, "prompts_per_step=16", "sampler.max_new_tokens=24", "optimizer.lr=2e-4",
     ),
     "smollm2": (
-        *COMMON, "experiment=smollm2_addition", "prompts_per_step=4", "sampler.max_new_tokens=6",
+        *COMMON, "experiment=smollm2_addition", "prompts_per_step=8", "sampler.max_new_tokens=16",
     ),
 }  # fmt: skip
 CLIPS = (

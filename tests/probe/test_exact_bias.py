@@ -15,6 +15,7 @@ from grpolab.objective.loss import Objective
 from grpolab.probe.exact.arms import FACTORS, Arm, choices, chosen, one_factor, possible, product
 from grpolab.probe.exact.batches import all_batches, count_batches, members
 from grpolab.probe.exact.bias import Budget, bias_table, measure
+from grpolab.probe.exact.gradients import Bench
 from grpolab.probe.exact.moments import QUANTITIES
 from grpolab.probe.exact.world import World, bandit, token_tree
 
@@ -186,3 +187,33 @@ def test_what_cannot_be_is_left_out_with_a_reason() -> None:
     assert "group_size: 1 given with advantage=rloo" in refused[0]
     with pytest.raises(ConfigError, match=r"clip: 'ppoo' given; allowed: all, .*did you mean ppo"):
         chosen("clip", ["ppoo"])
+
+
+@pytest.mark.parametrize("clip", ["clip_cov", "kl_cov"])
+def test_lots_are_summed_over(clip: str) -> None:
+    """One fixed draw over all orders is every order of the lots over every group."""
+    world = bandit(3, seed=1).stale(0.1)
+    given = {"clip": {"lo": 1e-3, "share": 0.4}}  # so that there are several to choose from
+    arm = Arm("group_zscore", clip, settings=given)
+    (row,) = measure(world, [arm], 3, BETA, Budget(), 0)
+    batches = all_batches(world.tree, world.drawn_from, 3)
+    mean, square = torch.zeros(3, dtype=torch.float64), 0.0
+    found = []
+    for order in itertools.permutations([0.1, 0.2, 0.3]):
+        bench = Bench(world, batches, BETA)
+        bench.noise = torch.tensor(order).reshape(1, 3, 1).expand(len(batches.rows), -1, -1)
+        gradients = bench.gradients(arm)
+        found.append(batches.weights @ gradients)
+        mean += found[-1] / 6
+        square += float(batches.weights @ gradients.square().sum(dim=1)) / 6
+    assert row["exact"]
+    assert row["batches"] == 3**3
+    assert row["mean_norm"] == pytest.approx(float(mean.norm()), rel=1e-9)
+    assert row["variance"] == pytest.approx(square - float(mean @ mean), rel=1e-9)
+    if clip == "clip_cov":  # its lots decide something here: one draw is not the whole
+        assert max(float((one - mean).norm()) for one in found) > 1e-3 * float(mean.norm())
+
+
+def test_lots_of_longer_completions_are_sampled() -> None:
+    (row,) = measure(WORLDS["tree"], [Arm(clip="clip_cov")], 2, BETA, Budget(samples=50), 0)
+    assert not row["exact"]

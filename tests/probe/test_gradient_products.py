@@ -112,7 +112,7 @@ class Drawn:
     def jvp(
         self, forward: Any, rows: Tensor, tangent: Tensor
     ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        for own in torch.arange(len(rows)).split(7):
+        for own in torch.split(torch.arange(len(rows)), 7):
             yield own, {"logps": (self.terms[rows[own]] @ tangent).double().unsqueeze(1)}
 
 

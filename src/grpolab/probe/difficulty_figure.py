@@ -5,24 +5,23 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from grpolab.probe.measures import Array
 from grpolab.results import style
 from grpolab.results.figures.common import handle, legend, legend_height
 from grpolab.results.figures.difficulty import RATES, draw_theory, theory_handles
 
-Array = npt.NDArray[np.float64]
 MOST = 8
 """Patterns that are drawn, from the first arm's on."""
 CAPTION = (
     "By the number k of right answers in a group of G. Left: mean |A|. Middle: weight f_G(p) of a "
     "prompt with success rate p in the expected gradient, in units of ∇p: Σ_k Bin(k; G, p)·(a_k/p "
     "− b_k/(1 − p)), a_k and b_k the means over groups of ΣA/G over right and over wrong answers; "
-    "of arms for which every k from 1 to G − 1 occurs (a group without or with nothing but right "
-    "answers that does not occur counts as 0). Grey: theory for rewards of 0 and 1 (z-score with "
+    "of arms for which every k occurs, but for 0 and G where the advantages of a group sum to 0. "
+    "Grey: theory for rewards of 0 and 1 (z-score with "
     "ddof 1). Right: share of |G|² of the groups with k, filled; open, the share that they have of "
     "ΣA², which it would be if all completions' gradients were equally long and unrelated. Above: "
     "groups with each k. Arms that agree in all of it share a line."
@@ -54,10 +53,12 @@ def _same(a: pd.DataFrame, b: pd.DataFrame, tolerance: float) -> bool:
 
 
 def weight_of_rate(own: pd.DataFrame, rates: Array = RATES) -> Array | None:
-    """f_G(p) at some rates from an arm's rows; None where a k from 1 to G − 1 is missing."""
+    """f_G(p) at some rates from an arm's rows; None where a k is missing whose groups may count:
+    those of 0 and G do not where the advantages of every group sum to 0."""
     size = int(own["group_size"].iloc[0])
     known = own.set_index("right")[["toward", "away"]]
-    if not set(range(1, size)) <= set(known.index):
+    centred = np.allclose(known["toward"], -known["away"], atol=1e-6)
+    if not set(range(1, size) if centred else range(size + 1)) <= set(known.index):
         return None
     total = np.zeros_like(rates)
     for k, (toward, away) in zip(known.index, known.to_numpy(), strict=True):

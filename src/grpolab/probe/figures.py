@@ -40,6 +40,7 @@ def write_figures(found: Probe, folder: Path) -> list[str]:
         }
     for name, figure in drawn.items():
         if figure is not None:
+            figure.set_dpi(style.PAPER["savefig.dpi"])  # small text is wider at fewer dots
             style.save(figure, folder, name, CAPTIONS[name])
             made.append(name)
     return made
@@ -76,13 +77,16 @@ CAPTIONS = {
 }
 
 
-LONGEST = 34  # characters beside a row, beyond which a label leaves the figure
+LONGEST = 48  # characters of a label, beyond which it leaves too little of the figure
 
 
 def short(arm: str) -> str:
     """An arm's label, its end cut off where it is too long; the tables have it whole."""
     label = style.readable(arm)
     return label if len(label) <= LONGEST else label[: LONGEST - 1] + "…"
+
+
+ALIKE = 1e-9  # 1 - cosine that is rounding
 
 
 def order_of(cosine: pd.DataFrame) -> tuple[list[str], np.ndarray | None]:
@@ -105,7 +109,7 @@ def cosine_map(cosine: pd.DataFrame) -> Figure | None:
     size = max(2.2, ROW * len(arms) + 2.0)
     figure = style.new_figure(size + 1.6, size)
     left, axes = figure.subplots(1, 2, width_ratios=[1, 5])
-    if tree is not None:
+    if tree is not None and tree[:, 2].max() > ALIKE:  # else a tree without a length
         dendrogram(tree, orientation="left", ax=left, no_labels=True, color_threshold=0,
                    above_threshold_color="0.4")  # fmt: skip
         left.invert_yaxis()

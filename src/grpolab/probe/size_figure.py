@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from grpolab.probe.difficulty_figure import named
+from grpolab.probe.measures import Array
 from grpolab.results import style
 from grpolab.results.style import ArmStyle
 
@@ -18,8 +20,9 @@ CAPTION = (
     "as this one in independent prompts; where it is highest, a number of completions is spent "
     "best. Bottom left: share of the noise that the prompts make, which no number of completions "
     "of the same prompts takes away. Bottom right: expected cosine between two batches of P "
-    "prompts, of the first arm. Bars and bands: jackknife standard error over prompts; a bar that "
-    "leaves the panel below reaches 0, and estimates below 0 have no place on a log axis."
+    "prompts, of the first arm. Arms with the same gradient up to a factor share a line. Bars and "
+    "bands: jackknife standard error over prompts; a bar that leaves the panel below reaches 0, "
+    "and estimates below 0 have no place on a log axis."
 )
 MOST = 12
 """Arms that are named."""
@@ -35,8 +38,9 @@ def sizes(frame: pd.DataFrame) -> Figure | None:
         batch_snr=frame["snr"] * frame["groups"],
         batch_snr_error=frame["snr_error"] * frame["groups"],
     )
-    arms = list(dict.fromkeys(frame["arm"]))
-    looks = [style.nth_style(i, style.readable(arm)) for i, arm in enumerate(arms)]
+    same = alike(frame)
+    arms = [names[0] for names in same]
+    looks = [style.nth_style(i, named(names)) for i, names in enumerate(same)]
     figure = style.new_figure(style.DOUBLE_COLUMN, 4.4)
     grid = figure.subplots(2, 2)
     for axes, (column, label) in zip(grid.flat, PANELS.items(), strict=False):
@@ -64,6 +68,22 @@ PANELS = {
 }
 
 
+def alike(frame: pd.DataFrame, tolerance: float = 1e-4) -> list[list[str]]:
+    """Arms together whose gradients are the same up to a factor, which ratios do not tell."""
+    found: list[tuple[list[str], Array]] = []
+    for arm, own in frame.groupby("arm", sort=False):
+        here = own[["group_size", "snr", "snr_error"]].to_numpy(dtype=float)
+        for names, known in found:
+            if known.shape == here.shape and np.allclose(
+                known, here, rtol=tolerance, atol=0, equal_nan=True
+            ):
+                names.append(str(arm))
+                break
+        else:
+            found.append(([str(arm)], here))
+    return [names for names, _ in found]
+
+
 def _arm(axes: Axes, own: pd.DataFrame, column: str, look: ArmStyle, aside: float) -> None:
     own = own[np.isfinite(own[column])]
     if column != "prompt_share":
@@ -84,11 +104,12 @@ def _by_size(axes: Axes, known: list[int]) -> None:
 
 
 def _log(axes: Axes, values: pd.Series) -> None:
-    """A log axis from a third of the smallest estimate to three times the largest."""
+    """A log axis from a third of the smallest estimate to three times the largest, if any."""
     values = values[values > 0]
+    if values.empty:
+        return
     axes.set_yscale("log", nonpositive="clip")
-    if len(values):
-        axes.set_ylim(values.min() / 3, values.max() * 3)
+    axes.set_ylim(values.min() / 3, values.max() * 3)
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -118,8 +139,8 @@ def _by_prompts(axes: Axes, own: pd.DataFrame) -> None:
                   marker=look.marker, ms=2.5, lw=0.9, label=look.label)  # fmt: skip
         ends = [max(row["snr"] + sign * row["snr_error"], 0.0) for sign in (-1, 1)]
         if np.isfinite(ends).all():
-            axes.fill_between(prompts, *(_cosine(prompts * end) for end in ends),
-                              color=look.colour, alpha=0.12, lw=0)  # fmt: skip
+            low, high = (_cosine(prompts * end) for end in ends)
+            axes.fill_between(prompts, low, high, color=look.colour, alpha=0.12, lw=0)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_ylim(0, 1)
@@ -129,5 +150,6 @@ def _by_prompts(axes: Axes, own: pd.DataFrame) -> None:
         axes.legend(fontsize=5.5, loc="upper left")
 
 
-def _cosine(ratio: np.ndarray) -> np.ndarray:
-    return ratio / (1 + ratio)
+def _cosine(ratio: Array) -> Array:
+    found: Array = ratio / (1 + ratio)
+    return found

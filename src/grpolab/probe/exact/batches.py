@@ -58,6 +58,23 @@ def all_batches(tree: Tree, drawn_from: Tensor, group_size: int) -> Batches:
     return Batches(torch.tensor(rows), weights, group_size, exact=True)
 
 
+def count_orders(tree: Tree, group_size: int) -> int:
+    """How many batches of one prompt there are if the order in the group counts."""
+    return len(members(tree)[0]) ** group_size
+
+
+def all_orders(tree: Tree, drawn_from: Tensor, group_size: int) -> Batches:
+    """Every group of one prompt in every order, with its probability under `drawn_from` [S, V].
+
+    Completions are drawn independently, so that a lot drawn among them falls on each as often
+    whichever they are: over all orders, one fixed draw stands for all draws.
+    """
+    (own,) = members(tree)
+    p = tree.probability(drawn_from)
+    rows = torch.cartesian_prod(*[torch.tensor(own)] * group_size).reshape(-1, group_size)
+    return Batches(rows, p[rows].prod(dim=1), group_size, exact=True)
+
+
 def sample_batches(
     tree: Tree, drawn_from: Tensor, group_size: int, count: int, source: torch.Generator
 ) -> Batches:

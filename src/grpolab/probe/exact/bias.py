@@ -5,21 +5,30 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
 
 from grpolab.probe.exact.arms import FACTORS, Arm
-from grpolab.probe.exact.batches import Batches, all_batches, count_batches, sample_batches
+from grpolab.probe.exact.batches import (
+    Batches,
+    all_batches,
+    all_orders,
+    count_batches,
+    count_orders,
+    sample_batches,
+)
 from grpolab.probe.exact.gradients import Bench
 from grpolab.probe.exact.moments import moments
 from grpolab.probe.exact.world import World
 
 Progress = Callable[[int, int, str], None]
 CONDITIONS = ("group_size", "staleness", "mismatch", "beta")
-NOISY = ("clip_cov", "kl_cov")
-"""Clips that draw lots, if only to break ties: a sum over batches would know a single draw."""
+LOTS = ("clip_cov", "kl_cov")
+"""Clips that draw lots among the tokens, if only to break ties."""
+Way = Literal["groups", "orders", "sample"]
+"""A sum over all groups whatever their order, over all orders too, or over a sample."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +99,12 @@ def measure(
     world: World, arms: Sequence[Arm], size: int, beta: float, budget: Budget, at: int
 ) -> Iterable[dict[str, Any]]:
     """The rows of arms under one condition, with β and what stands for itself."""
-    benches: dict[tuple[bool, float], Bench] = {}
+    benches: dict[tuple[Way, float], Bench] = {}
     truths = {b: world.true_gradient(b) for b in {0.0, beta}}
-    whole = count_batches(world.tree, size) <= budget.enumerate
     for arm in arms:
         arm.check(size)
         own = 0.0 if arm.kl == "none" else beta
-        key = (whole and exchangeable(arm, size, world), own)
+        key = (way_of(arm, size, world, budget), own)
         if key not in benches:
             batches, source = drawn(world, size, key[0], budget, at)
             benches[key] = Bench(world, batches, own, source)
@@ -112,21 +120,31 @@ def measure(
         }
 
 
+def way_of(arm: Arm, size: int, world: World, budget: Budget) -> Way:
+    """How the expectation of an arm is taken."""
+    tree = world.tree
+    if arm.clip in LOTS:
+        alone = tree.prompts == 1 and tree.limit == 1 and not cut(arm, size, world)
+        return "orders" if alone and count_orders(tree, size) <= budget.enumerate else "sample"
+    few = count_batches(tree, size) <= budget.enumerate
+    return "groups" if few and not cut(arm, size, world) else "sample"
+
+
 def drawn(
-    world: World, size: int, whole: bool, budget: Budget, at: int
+    world: World, size: int, way: Way, budget: Budget, at: int
 ) -> tuple[Batches, torch.Generator | None]:
     """All batches, or a sample with the generator that goes on to draw a clip's lots."""
-    if whole:
+    if way == "groups":
         return all_batches(world.tree, world.drawn_from, size), None
+    if way == "orders":
+        return all_orders(world.tree, world.drawn_from, size), None
     source = torch.Generator().manual_seed(1_000_003 * budget.seed + at)
     return sample_batches(world.tree, world.drawn_from, size, budget.samples, source), source
 
 
-def exchangeable(arm: Arm, size: int, world: World) -> bool:
-    """Whether the order inside a group plays no part, so that it need not be gone through."""
-    if arm.clip in NOISY:
-        return False
+def cut(arm: Arm, size: int, world: World) -> bool:
+    """Whether micro-batches cut a group, so that the order inside it plays a part."""
     if arm.aggregation != "token_mean_micro":
-        return True
+        return False
     rows = arm.parts[2].rows
-    return bool(rows >= size * world.tree.prompts or rows % size == 0)
+    return not (rows >= size * world.tree.prompts or rows % size == 0)
