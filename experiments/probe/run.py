@@ -1,7 +1,8 @@
 """40 variants on one batch: the frames, the figures, and the times.
 
-    python experiments/probe/run.py [on=tiny|smollm2] [parts=signal,shares,tokens] [out=…/out]
+    python experiments/probe/run.py [on=tiny|smollm2] [parts=signal,shares,tokens] [out=…/out] …
 
+Other words are overrides of the batch, such as prompts_per_step=8 sampler.max_new_tokens=16.
 The times are seconds of processor time on one thread, so that a busy machine counts less.
 """
 
@@ -25,7 +26,7 @@ BASES = {
         *COMMON, "prompts_per_step=16", "sampler.max_new_tokens=24", "optimizer.lr=2e-4",
     ),
     "smollm2": (
-        *COMMON, "experiment=smollm2_addition", "prompts_per_step=8", "sampler.max_new_tokens=16",
+        *COMMON, "experiment=smollm2_addition", "prompts_per_step=4", "sampler.max_new_tokens=6",
     ),
 }  # fmt: skip
 CLIPS = (
@@ -54,7 +55,10 @@ def main() -> None:
     """Runs the probe, then training's own backward pass on the same batch for comparison."""
     given = dict(word.split("=", 1) for word in sys.argv[1:])
     on, out = given.get("on", "tiny"), Path(given.get("out", "experiments/probe/out"))
-    words, parts = BASES[on], tuple(given.get("parts", ",".join(PARTS)).split(","))
+    parts = tuple(given.get("parts", ",".join(PARTS)).split(","))
+    base = dict(word.split("=", 1) for word in BASES[on])
+    own = {k: v for k, v in given.items() if k not in ("on", "out", "parts")}
+    words = tuple(f"{k}={v}" for k, v in {**base, **own}.items())
     if on == "tiny":
         probe(["clip=ppo"], overrides=words)  # imports and first calls are nobody's
     began = time.process_time()

@@ -12,7 +12,7 @@ OWN_KEYS = {
     "checkpoint": "a run's folder, its checkpoint/ or model/, or any saved model",
     "variants": "arms: [clip=cispo,[kl=k3,kl.beta=0.01],'advantage=rloo clip=none']",
     "parts": "of [signal,shares,tokens], what is wanted beside norms and cosines (all)",
-    "group_sizes": "smaller groups whose signal and noise are measured, too: [2,4]",
+    "group_sizes": "smaller groups whose signal and noise are measured, too, with errors: [2,4]",
     "staleness": "further updates of the first arm after which to look again: [0,1,4,16]",
     "stale_by": "those updates: batch (on this batch) or fresh (training steps on fresh prompts)",
     "fresh": "batches of fresh completions that the true gradient then is estimated from (4)",

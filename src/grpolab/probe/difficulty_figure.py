@@ -72,7 +72,7 @@ def difficulty(frame: pd.DataFrame) -> Figure | None:
     if frame.empty:
         return None
     shown = patterns(frame)[:MOST]
-    looks = [style.nth_style(i, named(names)) for i, (names, _) in enumerate(shown)]
+    looks = looks_of(frame, [names for names, _ in shown])
     handles = {str(i): look for i, look in enumerate(looks)}
     width = style.DOUBLE_COLUMN
     figure = style.new_figure(width, 2.3 + legend_height(handles, width) + 0.25)
@@ -102,6 +102,12 @@ def difficulty(frame: pd.DataFrame) -> Figure | None:
         axes.set_xlabel("Share of right answers, k/G")
     legend(figure, [*(handle(look) for look in looks), *theory_handles()])
     return figure
+
+
+def looks_of(frame: pd.DataFrame, shown: list[list[str]]) -> list[style.ArmStyle]:
+    """The look of each line, that of its first arm among all: the same in every figure."""
+    order = list(dict.fromkeys(frame["arm"]))
+    return [style.nth_style(order.index(names[0]), named(names)) for names in shown]
 
 
 def named(arms: list[str]) -> str:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from grpolab.probe.difficulty_figure import named
+from grpolab.probe.difficulty_figure import looks_of
 from grpolab.probe.measures import Array
 from grpolab.results import style
 from grpolab.results.style import ArmStyle
@@ -40,7 +40,7 @@ def sizes(frame: pd.DataFrame) -> Figure | None:
     )
     same = alike(frame)
     arms = [names[0] for names in same]
-    looks = [style.nth_style(i, named(names)) for i, names in enumerate(same)]
+    looks = looks_of(frame, same)
     figure = style.new_figure(style.DOUBLE_COLUMN, 4.4)
     grid = figure.subplots(2, 2)
     for axes, (column, label) in zip(grid.flat, PANELS.items(), strict=False):
