@@ -60,7 +60,7 @@ def all_batches(tree: Tree, drawn_from: Tensor, group_size: int) -> Batches:
 
 def count_orders(tree: Tree, group_size: int) -> int:
     """How many batches of one prompt there are if the order in the group counts."""
-    return len(members(tree)[0]) ** group_size
+    return math.prod([len(members(tree)[0])] * group_size)
 
 
 def all_orders(tree: Tree, drawn_from: Tensor, group_size: int) -> Batches:
