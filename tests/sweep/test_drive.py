@@ -15,8 +15,8 @@ import pytest
 
 from grpolab.sweep.compose import expand, parse_command
 from grpolab.sweep.drive import DEATHS, Driver
-from grpolab.sweep.job import run_folder
 from grpolab.sweep.launchers.base import DIED, Ended
+from grpolab.sweep.manifest import run_folder
 from grpolab.tracking.folder import RunFolder
 
 Act = Callable[[RunFolder], str]

@@ -21,12 +21,12 @@ from grpolab.component import ConfigError, settings_of
 from grpolab.sweep.compose import expand, parse_command
 from grpolab.sweep.errand import Errand
 from grpolab.sweep.explain import conf_dir
-from grpolab.sweep.job import run_folder
 from grpolab.sweep.launchers.base import DIED, Ended, Launcher
 from grpolab.sweep.launchers.batch import Refused, last_words
 from grpolab.sweep.launchers.local import LocalPool
 from grpolab.sweep.launchers.ray import Ray
 from grpolab.sweep.launchers.slurm import REFUSALS, Slurm, SlurmPool
+from grpolab.sweep.manifest import run_folder
 
 FILES = sorted((conf_dir() / "hydra" / "launcher").glob("*.yaml"))
 EXTRAS = {"ray": "ray", "slurm": "submitit"}

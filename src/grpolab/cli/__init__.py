@@ -178,8 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def entry() -> None:
     """The console script."""
     from grpolab.cli.streams import open_all
+    from grpolab.ending import end
 
     open_all()
     code = main()
     sys.stdout.flush()
-    sys.exit(code)
+    end(code)

@@ -7,7 +7,7 @@ import logging
 import shlex
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
@@ -18,7 +18,7 @@ from grpolab.component import ConfigError
 from grpolab.config import Run, bind_run
 from grpolab.sweep.compose import Command, Sweep, expand, parse_command
 from grpolab.sweep.explain import conf_dir
-from grpolab.sweep.launchers.base import Pool
+from grpolab.sweep.launchers.base import EarlyPool, Launcher, Pool
 from grpolab.sweep.manifest import (
     Member,
     find_manifest,
@@ -27,6 +27,7 @@ from grpolab.sweep.manifest import (
     new_manifest,
     new_sweep_id,
     reused,
+    run_folder,
     write_manifest,
 )
 from grpolab.sweep.notes import notes
@@ -36,7 +37,8 @@ from grpolab.training.launched import leads, world_size
 
 def train(arguments: Sequence[str]) -> int:
     """Runs one configuration, or a sweep of them."""
-    from grpolab.sweep.preflight import check
+    from grpolab.sweep.early import checked_with_torch
+    from grpolab.sweep.preflight import check_without_torch
 
     logging.getLogger("httpx").setLevel(logging.WARNING)
     command = parse_command(arguments)
@@ -57,20 +59,31 @@ def train(arguments: Sequence[str]) -> int:
     arms = members(sweep, runs[0].tracking.baseline) if sweep.multirun else []
     launcher = own_launcher(sweep.launcher) if sweep.multirun else None
     for run in runs:
-        check(run)
+        check_without_torch(run)
         if run.report is not None:
             closing_report(run.report)
     if launcher is not None:
         launcher.check([job.raw for job in sweep.jobs])
+    left = _left(runs[0], arms)
+    early = checked_with_torch(runs, [job.raw for job in sweep.jobs], left, launcher)
     for note in notes(runs, sweep.factors) if leads() else ():
         print(f"Note: {note}", file=sys.stderr)
     if sweep.multirun:
-        return _run_sweep(command, sweep, runs[0], arms, launcher)
+        return _run_sweep(command, sweep, runs[0], arms, launcher, early)
     return run_one(sweep.jobs[0].raw, runs[0])
 
 
+def _folders(run: Run, arms: Sequence[Member]) -> list[RunFolder]:
+    return [RunFolder(Path(run.output_dir) / run.study / m.job_id) for m in arms]
+
+
+def _left(run: Run, arms: Sequence[Member]) -> int:
+    """How many of a sweep's runs are not done."""
+    return sum(f.status()["state"] != "done" for f in _folders(run, arms))
+
+
 def run_one(raw: dict[str, Any], run: Run) -> int:
-    from grpolab.sweep.job import run_folder, run_job
+    from grpolab.sweep.job import run_job
 
     folder = run_folder(raw)
     if folder.status()["state"] == "done":
@@ -83,10 +96,20 @@ def run_one(raw: dict[str, Any], run: Run) -> int:
     return _report([folder], run, state_of_one=state)
 
 
-def _run_sweep(command: Command, sweep: Sweep, run: Run, arms: list[Member], launcher: Any) -> int:
-    folders = [RunFolder(Path(run.output_dir) / run.study / m.job_id) for m in arms]
-    left = sum(f.status()["state"] != "done" for f in folders)
-    sweep_id, parent, work = _enter(command, sweep, run, arms, launcher, left)
+def _run_sweep(
+    command: Command,
+    sweep: Sweep,
+    run: Run,
+    arms: list[Member],
+    launcher: Any,
+    early: EarlyPool | None,
+) -> int:
+    folders = _folders(run, arms)
+
+    def work_in(sweep_id: str) -> Work | None:
+        return _prepared(launcher, early, sweep, run, arms, sweep_id) if launcher else None
+
+    sweep_id, parent, work = _enter(command, sweep, run, arms, work_in)
     names = {m.arm for m in arms}
     print(f"Sweep {sweep_id}: {len(arms)} runs, {len(names)} arms, study {run.study}.", flush=True)
     finished = "KILLED"
@@ -112,16 +135,27 @@ class Work:
 
 
 def _prepared(
-    launcher: Any, sweep: Sweep, run: Run, arms: list[Member], sweep_id: str, left: int
+    launcher: Launcher,
+    early: EarlyPool | None,
+    sweep: Sweep,
+    run: Run,
+    arms: list[Member],
+    sweep_id: str,
 ) -> Work:
-    """The jobs and their places, which start while MLflow is met."""
+    """The jobs and their places, which start while MLflow is met, if they have not begun before."""
     from grpolab.sweep.drive import scratch_folder
 
     raws = [
         {**job.raw, "tracking": {**job.raw["tracking"], "sweep": sweep_id}} for job in sweep.jobs
     ]
-    pool = launcher.pool(raws, scratch_folder(run.output_dir, run.study, sweep_id))
-    pool.prepare(left)
+    scratch = scratch_folder(run.output_dir, run.study, sweep_id)
+    pool: Pool
+    if early is not None:
+        early.move_in(scratch)
+        pool = early
+    else:
+        pool = launcher.pool(raws, scratch)
+        pool.prepare(_left(run, arms))
     return Work(dict(zip((m.job_id for m in arms), raws, strict=True)), pool)
 
 
@@ -164,10 +198,9 @@ def _load_figures() -> None:
     ).start()
 
 
-def own_launcher(settings: dict[str, Any]) -> Any:
+def own_launcher(settings: dict[str, Any]) -> Launcher | None:
     """The launcher of ours that hydra/launcher chooses; None where it is one of Hydra's plugins."""
     from grpolab.component import make
-    from grpolab.sweep.launchers.base import Launcher
 
     module, _, name = str(settings.get("_target_", "")).rpartition(".")
     if module.startswith(("hydra_plugins.", "hydra._internal.")):
@@ -178,11 +211,17 @@ def own_launcher(settings: dict[str, Any]) -> Any:
             f"hydra.launcher._target_: {module}.{name} given; allowed: a class of "
             "grpolab.sweep.launchers.base.Launcher, or a Hydra plugin."
         )
-    return make(found, {k: v for k, v in settings.items() if k != "_target_"}, "hydra.launcher")
+    given = {k: v for k, v in settings.items() if k != "_target_"}
+    made: Launcher = make(found, given, "hydra.launcher")
+    return made
 
 
 def _enter(
-    command: Command, sweep: Sweep, run: Run, arms: list[Member], launcher: Any, left: int
+    command: Command,
+    sweep: Sweep,
+    run: Run,
+    arms: list[Member],
+    work_in: Callable[[str], Work | None],
 ) -> tuple[str, tuple[Any, str] | None, Work | None]:
     """The sweep's id, its MLflow run, and its work where the launcher is ours. The same sweep asked
     for again stays one sweep, also when two drivers ask at once."""
@@ -193,7 +232,7 @@ def _enter(
     with FileLock(str(folder / ".lock")):
         known = find_manifest(run.output_dir, run.study, arms)
         sweep_id = str(known["sweep"]) if known else new_sweep_id()
-        work = _prepared(launcher, sweep, run, arms, sweep_id, left) if launcher else None
+        work = work_in(sweep_id)
         manifest = new_manifest(
             sweep_id=sweep_id,
             study=run.study,

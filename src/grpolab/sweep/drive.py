@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from grpolab.sweep.job import run_folder
 from grpolab.sweep.launchers.base import DIED, Ended, Pool
+from grpolab.sweep.manifest import run_folder
 from grpolab.tracking.folder import RunFolder, lease_is_live
 
 POLL_SECONDS = 0.2

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from grpolab.component import ConfigError
 from grpolab.config import Run, bind_run, job_id
-from grpolab.sweep.manifest import BASELINE, manifest_path, read_manifest
+from grpolab.sweep.manifest import BASELINE, manifest_path, read_manifest, run_folder
 from grpolab.sweep.preflight import Ready, check
 from grpolab.sweep.progress import Progress
 from grpolab.sweep.trackers import Trackers
@@ -112,11 +111,6 @@ def no_room(output_dir: str) -> str:
         f"no space is left for {Path(output_dir).absolute()}; what was written before is intact, "
         "and once there is room the same command goes on"
     )
-
-
-def run_folder(raw: Mapping[str, Any]) -> RunFolder:
-    """Where a resolved configuration's run lies."""
-    return RunFolder(Path(raw["output_dir"]) / raw["study"] / job_id(raw))
 
 
 def _train(run: Run, raw: dict[str, Any], folder: RunFolder, ready: Ready, ranks: Ranks) -> str:

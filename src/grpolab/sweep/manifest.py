@@ -35,6 +35,11 @@ class Member:
     steps: int
 
 
+def run_folder(raw: Mapping[str, Any]) -> RunFolder:
+    """Where a resolved configuration's run lies."""
+    return RunFolder(Path(raw["output_dir"]) / raw["study"] / job_id(raw))
+
+
 def new_sweep_id() -> str:
     """Sorts by time, and never meets another of the same second."""
     return time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(2)

@@ -1,6 +1,8 @@
 """A worker process: one job after the other, as JSON lines from its driver.
 
-    {"key", "raw"} in, {"key", "state", "reason"} out.
+    {"key", "raw"} in, {"key", "state", "reason"} out;
+    {"key", "raws"} in: are these all right?, {"key", "state", "reason"} out;
+    {"log"} in: the file for what is printed from now on.
 
 What a job prints goes to log.txt in its folder. When the driver is gone, stdin ends: a running job
 then finishes its step, checkpoints and ends, and the worker with it.
@@ -16,14 +18,20 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grpolab.ending import end
+
 if TYPE_CHECKING:
     from grpolab.tracking.folder import RunFolder
 
+CHECK = "check"
+"""The key of a message with configurations to check, and of its answer."""
+PASSED = "passed"
+"""The state of an answer that refuses none of them."""
 LAST_WORDS = 60.0  # seconds a job has to end after its driver did
 
 
@@ -42,7 +50,10 @@ class Worker:
         """Runs jobs until stdin ends."""
         load_what_jobs_need()
         while (job := self._jobs.get()) is not None:
-            state, reason = self._run(job["raw"])
+            if "log" in job:
+                print_to(Path(job["log"]))
+                continue
+            state, reason = checked(job["raws"]) if "raws" in job else self._run(job["raw"])
             self._replies.write(
                 json.dumps({"key": job["key"], "state": state, "reason": reason}) + "\n"
             )
@@ -87,6 +98,24 @@ def load_what_jobs_need() -> None:
     import grpolab.sweep.job  # noqa: F401
 
 
+def checked(raws: Sequence[dict[str, Any]]) -> tuple[str, str | None]:
+    """Tries all that can be refused in these configurations; what that loads serves the jobs.
+
+    Returns:
+        PASSED, or refused; and the reason. What is refused the driver tries again by itself, which
+        says so as it does without workers.
+    """
+    from grpolab.config import bind_run
+    from grpolab.sweep.preflight import check
+
+    try:
+        for raw in raws:
+            check(bind_run(raw))
+    except Exception as error:
+        return "refused", f"{type(error).__name__}: {error}"
+    return PASSED, None
+
+
 def attend(raw: dict[str, Any]) -> tuple[str, str | None]:
     """Runs a job to its end, whatever that is; what it prints goes to its log.txt.
 
@@ -94,7 +123,8 @@ def attend(raw: dict[str, Any]) -> tuple[str, str | None]:
         What `run_job` says, or failed or interrupted; and the reason.
     """
     from grpolab.component import ConfigError
-    from grpolab.sweep.job import run_folder, run_job
+    from grpolab.sweep.job import run_job
+    from grpolab.sweep.manifest import run_folder
 
     folder = run_folder(raw)
     with printing_to(folder.path / "log.txt"):
@@ -120,14 +150,19 @@ def leave(folder: RunFolder) -> None:
         folder.set_status("pending", "interrupted")
 
 
+def print_to(path: Path) -> None:
+    """What is printed from now on, by anyone in this process, is appended to a file."""
+    with path.open("ab") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+
+
 @contextmanager
 def printing_to(path: Path) -> Iterator[None]:
     """What is printed meanwhile, by anyone in this process, is appended to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = [os.dup(1), os.dup(2)]
-    with path.open("ab") as file:
-        for number in (1, 2):
-            os.dup2(file.fileno(), number)
+    print_to(path)
     try:
         yield
     finally:
@@ -143,6 +178,7 @@ def main() -> None:
     # A parent of another make (a Ray actor) may have left them blocked, and a mask is inherited
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     Worker().loop()
+    end(0)
 
 
 if __name__ == "__main__":

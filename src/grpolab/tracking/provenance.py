@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,10 @@ def _version(package: str) -> str | None:
         return None
 
 
+@cache
 def _git(*arguments: str) -> str | None:
-    """Of the checkout the package lies in; a wheel has none."""
+    """Of the checkout the package lies in; a wheel has none. Asked once per process: what changes
+    in the checkout afterwards is not what this process has imported."""
     try:
         done = subprocess.run(
             ["git", *arguments],

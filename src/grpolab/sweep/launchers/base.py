@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,6 +47,20 @@ class Pool(Protocol):
         """Ends all processes: when they are idle, or at once."""
 
 
+class EarlyPool(Pool, Protocol):
+    """A pool whose processes start while a sweep is still being checked, before it has a folder:
+    what they import for that serves their jobs, too."""
+
+    def passes(
+        self, raws: Sequence[Mapping[str, Any]], meanwhile: Callable[[], None] = lambda: None
+    ) -> bool:
+        """Whether the processes find nothing to refuse in these configurations; `meanwhile` is done
+        here while they look."""
+
+    def move_in(self, scratch: Path) -> None:
+        """From now on the sweep has a folder for the pool's own files."""
+
+
 class Launcher(ABC):
     """A choice of `hydra/launcher`: its settings, and the pool they give."""
 
@@ -62,6 +76,10 @@ class Launcher(ABC):
             ConfigError: with the key.
         """
         return
+
+    def early_pool(self, raws: Sequence[Mapping[str, Any]]) -> EarlyPool | None:
+        """A pool that can start before anything may be written; None: there is only `pool`."""
+        return None
 
     @abstractmethod
     def pool(self, raws: Sequence[Mapping[str, Any]], scratch: Path) -> Pool:

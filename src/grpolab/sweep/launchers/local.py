@@ -13,17 +13,20 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from grpolab.component import ConfigError
 from grpolab.objective.settings import setting
-from grpolab.sweep.launchers.base import DIED, Ended, Launcher, Pool
+from grpolab.sweep.launchers.base import DIED, EarlyPool, Ended, Launcher, Pool
+from grpolab.sweep.worker import CHECK, PASSED
 
+LOG = "workers.log"
 PATIENCE = 10.0  # seconds an idle worker has to end by itself
 
 
@@ -46,8 +49,12 @@ class Local(Launcher):
         return self.workers == 0
 
     def pool(self, raws: Sequence[Mapping[str, Any]], scratch: Path) -> Pool:
-        if self.in_process:
-            return InProcess()
+        return InProcess() if self.in_process else self._processes(raws, scratch)
+
+    def early_pool(self, raws: Sequence[Mapping[str, Any]]) -> EarlyPool | None:
+        return None if self.in_process else self._processes(raws, None)
+
+    def _processes(self, raws: Sequence[Mapping[str, Any]], scratch: Path | None) -> LocalPool:
         gpus = self._gpus(raws)
         places: list[int | None] = [g for _ in range(self.jobs_per_gpu) for g in gpus] or [None]
         count = self.workers or (len(places) if gpus else workers_on_a_cpu(raws))
@@ -106,7 +113,8 @@ class InProcess:
         """This process is there."""
 
     def submit(self, key: str, raw: Mapping[str, Any]) -> None:
-        from grpolab.sweep.job import run_folder, run_job
+        from grpolab.sweep.job import run_job
+        from grpolab.sweep.manifest import run_folder
 
         state = run_job(dict(raw))
         self._ended.append(Ended(key, state, run_folder(raw).status()["reason"]))
@@ -123,9 +131,15 @@ class InProcess:
 
 
 class LocalPool:
-    """Worker processes, made ahead or when a job comes."""
+    """Worker processes, made ahead or when a job comes.
 
-    def __init__(self, places: Sequence[int | None], fresh: bool, scratch: Path) -> None:
+    Args:
+        places: the GPU of each, or None.
+        fresh: a new one for each job.
+        scratch: the folder of their log; None: it is named later (`move_in`).
+    """
+
+    def __init__(self, places: Sequence[int | None], fresh: bool, scratch: Path | None) -> None:
         self.size, self.fresh, self.scratch = len(places), fresh, scratch
         self._events: queue.Queue[Ended] = queue.Queue()
         self._free = list(places)
@@ -134,6 +148,22 @@ class LocalPool:
 
     def prepare(self, jobs: int) -> None:
         self._idle += [self._start() for _ in range(min(jobs, len(self._free)))]
+
+    def passes(
+        self, raws: Sequence[Mapping[str, Any]], meanwhile: Callable[[], None] = lambda: None
+    ) -> bool:
+        """Whether the idle ones, which share the work, refuse none; one that dies refuses."""
+        count = len(self._idle)
+        for i, worker in enumerate(self._idle):
+            worker.check(raws[i::count])
+        meanwhile()
+        answers = [self._events.get() for _ in range(count)]
+        return all(ended.state == PASSED for ended in answers)
+
+    def move_in(self, scratch: Path) -> None:
+        self.scratch = scratch
+        for worker in self._idle:
+            worker.move_in(scratch)
 
     def submit(self, key: str, raw: Mapping[str, Any]) -> None:
         worker = self._idle.pop() if self._idle else self._start()
@@ -164,23 +194,26 @@ class LocalPool:
                 self._running[key].stop()
 
     def close(self, *, kill: bool = False) -> None:
-        for worker in (*self._idle, *self._running.values()):
+        workers = [*self._idle, *self._running.values()]
+        for worker in workers:  # all of them, before any is waited for
+            worker.dismiss(kill=kill)
+        for worker in workers:
             worker.close(kill=kill)
 
 
 class WorkerProcess:
     """One process. Not in our process group, so that a Ctrl-C reaches it only through us."""
 
-    def __init__(self, gpu: int | None, scratch: Path, events: queue.Queue[Ended]) -> None:
+    def __init__(self, gpu: int | None, scratch: Path | None, events: queue.Queue[Ended]) -> None:
         self.gpu, self.events = gpu, events
         self._key: str | None = None  # the job it has not answered for
         self._gone = False
         self._lock = threading.Lock()
-        scratch.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "PYTHONPATH": python_path()}
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = visible_gpu(gpu)
-        with (scratch / "workers.log").open("ab") as log:
+        self._unfiled = None if scratch else tempfile.TemporaryFile()  # noqa: SIM115
+        with nullcontext(self._unfiled) if scratch is None else log_file(scratch) as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "grpolab.sweep.worker"],
                 stdin=subprocess.PIPE,
@@ -195,27 +228,53 @@ class WorkerProcess:
 
     def run(self, key: str, raw: Mapping[str, Any]) -> None:
         """Gives it a job."""
+        self._ask(key, {"key": key, "raw": raw})
+
+    def check(self, raws: Sequence[Mapping[str, Any]]) -> None:
+        """Has it check configurations; the answer is the end of CHECK, PASSED or something else."""
+        self._ask(CHECK, {"key": CHECK, "raws": raws})
+
+    def move_in(self, scratch: Path) -> None:
+        """What it has printed so far, and prints from now on, goes to the log in this folder."""
+        if self._unfiled is None:
+            return
+        with self._unfiled as before, log_file(scratch) as log:
+            before.seek(0)
+            log.write(before.read())
+        self._unfiled = None
+        self._send({"log": str(scratch.absolute() / LOG)})
+
+    def _ask(self, key: str, message: Mapping[str, Any]) -> None:
         with self._lock:
             if self._gone:
                 self.events.put(Ended(key, DIED, cause_of_death(self.process.returncode)))
                 return
             self._key = key
+        self._send(message)
+
+    def _send(self, message: Mapping[str, Any]) -> None:
         assert self.process.stdin is not None
         with suppress(OSError):  # it has just died, which `_watch` will say
-            self.process.stdin.write(json.dumps({"key": key, "raw": raw}).encode() + b"\n")
+            self.process.stdin.write(json.dumps(message).encode() + b"\n")
             self.process.stdin.flush()
 
     def stop(self) -> None:
         """As `kill` would: the trainer finishes its step and checkpoints."""
         self.process.send_signal(signal.SIGTERM)
 
-    def close(self, *, kill: bool) -> None:
-        """Ends the process, in its own time or at once."""
+    def dismiss(self, *, kill: bool) -> None:
+        """Has the process end, in its own time or at once; does not wait for that."""
         if kill:
             self.process.kill()
         assert self.process.stdin is not None
         with suppress(OSError):
             self.process.stdin.close()
+
+    def close(self, *, kill: bool) -> None:
+        """Ends the process, in its own time or at once."""
+        self.dismiss(kill=kill)
+        if self._unfiled is not None:
+            self._unfiled.close()
         try:
             self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -241,6 +300,12 @@ class WorkerProcess:
             key, self._key = self._key, None
         if key is not None:
             self.events.put(Ended(key, DIED, cause_of_death(code)))
+
+
+def log_file(scratch: Path) -> BinaryIO:
+    """The log of a sweep's workers, open to append; its folder is made."""
+    scratch.mkdir(parents=True, exist_ok=True)
+    return (scratch / LOG).open("ab")
 
 
 def cause_of_death(code: int) -> str:

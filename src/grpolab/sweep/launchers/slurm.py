@@ -25,7 +25,6 @@ from typing import Any, Literal
 from grpolab.component import ConfigError
 from grpolab.objective.settings import setting
 from grpolab.sweep.errand import Errand
-from grpolab.sweep.job import run_folder
 from grpolab.sweep.launchers.base import DIED, Ended, Launcher, Pool, require
 from grpolab.sweep.launchers.batch import (
     GONE,
@@ -39,6 +38,7 @@ from grpolab.sweep.launchers.batch import (
     SlurmQueue,
     refusal,
 )
+from grpolab.sweep.manifest import run_folder
 from grpolab.sweep.state import tail
 from grpolab.tracking.folder import write_atomically
 

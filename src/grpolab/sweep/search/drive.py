@@ -21,8 +21,8 @@ from grpolab.component import ConfigError
 from grpolab.config import bind_run, job_id
 from grpolab.sweep.compose import Job
 from grpolab.sweep.drive import DEATHS, Driver
-from grpolab.sweep.job import run_folder
 from grpolab.sweep.launchers.base import DIED, Ended, Pool
+from grpolab.sweep.manifest import run_folder
 from grpolab.sweep.search.prepare import Search
 from grpolab.sweep.search.study import Study
 from grpolab.tracking.folder import RunFolder, lease_is_live
