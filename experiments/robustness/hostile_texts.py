@@ -4,9 +4,13 @@
 
 Words keep the rewards and verifiers with one of them in their name: task cosine_length verifier
 reasoning_gym. Prints a line for each with its slowest text (nan is what its time limit ended, or
-what it cannot score), and those that took longer than the limit and a second. On a crowded machine
-the clock runs while others compute: the seconds of this process's own work stand beside it (those
-of math_verify's helpers are not among them).
+what it cannot score), and those that took longer than the limit and a second.
+
+The limits are by the clock, which on a crowded machine runs while others compute. So two more times
+are read: the processor's of this process, and how long the kernel had it wait for one. What the
+clock says without that wait is what the limit could do something about; by it a pair is judged, and
+the exit code is 1 if one is over. The helpers of math_verify are processes of their own: their work
+and their waits are not among these.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 
 from grpolab.component import component
 from grpolab.rewards.base import VERIFY_SECONDS, RewardInputs, Scores
@@ -122,27 +127,42 @@ class Found:
     text: str
     seconds: float
     processor: float
+    waited: float
+    """Seconds that this process was ready to run and was not let."""
     limit: float
     score: float
 
     @property
     def over(self) -> bool:
-        """Whether its limit did not hold, by the clock."""
+        """Whether it took longer than its limit by the clock, for whatever reason."""
         return self.seconds > self.limit + 1
+
+    @property
+    def broken(self) -> bool:
+        """Whether its limit did not hold while this process had a processor."""
+        return self.seconds - self.waited > self.limit + 1
 
     def __str__(self) -> str:
         return (
             f"{self.name:36} {self.text:24} {self.seconds:6.2f} s of {self.limit:g} s, own work "
-            f"{self.processor:5.2f} s, score {self.score:g}"
+            f"{self.processor:5.2f} s, waited {self.waited:5.2f} s, score {self.score:g}"
         )
 
 
 def cost(name: str, text: str, limit: float, call: Callable[[], float]) -> Found:
     """Runs it once."""
-    began, worked = time.perf_counter(), time.process_time()
+    began, worked, before = time.perf_counter(), time.process_time(), queued()
     score = call()
     seconds, processor = time.perf_counter() - began, time.process_time() - worked
-    return Found(name, text, seconds, processor, limit, score)
+    return Found(name, text, seconds, processor, queued() - before, limit, score)
+
+
+def queued() -> float:
+    """Seconds that this thread has been ready to run while others ran; 0 where no kernel tells."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 def measure(texts: Mapping[str, str], limit: float, words: Sequence[str] = ()) -> Iterator[Found]:
@@ -179,21 +199,28 @@ def judged(task: Task, text: str, example: Example) -> float:
     return float(correctness(task, [text], [example])[0])
 
 
-def main(words: Sequence[str] = ()) -> None:
-    """Prints each one's slowest text, those over their limit, and a last line for all."""
+def main(words: Sequence[str] = ()) -> int:
+    """Prints each one's slowest text, those over their limit, and a last line for all; 1 if a limit
+    did not hold."""
+    began = time.perf_counter()
     found: list[Found] = []
     for _, rows in groupby(measure(TEXTS, limit=2.0, words=words), key=lambda row: row.name):
         own = list(rows)
         print(max(own, key=lambda row: row.seconds), flush=True)
         for row in own:
             if row.over:
-                print(f"  OVER: {row}", flush=True)
+                print(f"  {'BROKEN' if row.broken else 'KEPT WAITING'}: {row}", flush=True)
         found += own
-    over = [row for row in found if row.over]
-    busy = sum(row.processor > row.limit + 1 for row in over)
-    slowest = max(row.seconds for row in found)
-    print(f"{len(found)} pairs, slowest {slowest:.2f} s, {len(over)} over, {busy} by own work")
+    over, broken = sum(row.over for row in found), sum(row.broken for row in found)
+    slowest = max(found, key=lambda row: row.seconds - row.waited)
+    print(
+        f"{len(found)} pairs in {time.perf_counter() - began:.0f} s; {over} over by the clock, "
+        f"{broken} of them without waiting for a processor; the longest without waiting: "
+        f"{slowest.seconds - slowest.waited:.2f} s of {slowest.limit:g} s, the most own work: "
+        f"{max(row.processor for row in found):.2f} s"
+    )
+    return int(broken > 0)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -68,6 +68,24 @@ def test_nothing_heavy_is_imported(code: int, words: list[str], tmp_path: Path) 
     assert not set(HEAVY) & set(imported)
 
 
+def test_a_sweep_s_driver_needs_no_torch(tmp_path: Path) -> None:
+    words = ["train", "-m", *launching.SMALL, "seed=0,1", "steps=1", "hydra.launcher.workers=1"]
+    done = python(REPORT, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    imported = done.stderr.splitlines()[-1].split()
+    assert {"mlflow", "matplotlib"} <= set(imported)
+    assert not {"torch", "transformers"} & set(imported)
+
+
+def test_what_a_sweep_s_workers_refuse_is_said_by_its_driver(tmp_path: Path) -> None:
+    words = [*launching.SMALL, "seed=0,1", "sampler.max_new_tokens=100000"]
+    done = launching.grpolab("train", "-m", *words, "hydra.launcher.workers=2", cwd=tmp_path)
+    assert done.returncode == 2
+    said = launching.one_sentence(done.stderr)
+    assert "sampler.max_new_tokens: 100000 given, but the context of" in said
+    assert list(tmp_path.iterdir()) == []
+
+
 DEFERRED = """
 import sys
 from grpolab import component

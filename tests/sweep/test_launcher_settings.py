@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -375,6 +376,30 @@ def test_processes_that_are_ready_are_used(tmp_path: Path) -> None:
         ended += [e.key for e in pool.wait(1.0)]
     pool.close()
     assert sorted(ended) == ["a", "b"]
+    assert children() == set()
+
+
+def test_processes_check_before_there_is_a_folder(raws: dict[str, Any], tmp_path: Path) -> None:
+    outputs, scratch = tmp_path / "outputs", tmp_path / "sweep"
+    own = [{**raw, "output_dir": str(outputs)} for raw in raws.values()]
+    pool = LocalPool([None, None], fresh=False, scratch=None)
+    pool.prepare(2)
+    done: list[str] = []
+    assert pool.passes(own, meanwhile=lambda: done.append("meanwhile"))
+    assert done == ["meanwhile"]
+    wrong = {**own[0], "sampler": {**own[0]["sampler"], "max_new_tokens": 10**6}}
+    assert not pool.passes([*own, wrong])
+    assert list(tmp_path.iterdir()) == []
+    ready = children()
+    pool.move_in(scratch)
+    pool.submit("a", {"output_dir": str(outputs), "study": "s", "nonsense": 1})
+    while not pool.wait(1.0):
+        pass
+    assert children() == ready
+    assert (scratch / "workers.log").exists()
+    os.kill(min(ready), signal.SIGKILL)
+    assert not pool.passes(own)
+    pool.close()
     assert children() == set()
 
 
