@@ -37,6 +37,7 @@ from grpolab.tracking.mlflow import (
     check_reachable,
     connect,
     default_uri,
+    make_ahead,
     make_schema,
     safe_name,
     start_run,
@@ -95,7 +96,11 @@ def dump(path: Path) -> list[str]:
     return sorted("|".join(sorted(re.split(r"[\s,]+", line))) for line in lines)
 
 
-def test_the_schema_made_beside_is_mlflows_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_the_schema_made_beside_is_mlflows_own(ahead: bool, tmp_path: Path) -> None:
+    if ahead:
+        make_ahead(None, tmp_path)
+        assert list(tmp_path.iterdir()) == []
     make_schema(tmp_path / "ours.db")
     MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'theirs.db'}").get_experiment_by_name("x")
     assert dump(tmp_path / "ours.db") == dump(tmp_path / "theirs.db")

@@ -71,16 +71,13 @@ def check_reachable(uri: str, timeout: float = 5.0) -> None:
 def connect(uri: str, output_dir: str | Path, study: str) -> tuple[Any, str]:
     """(client, experiment id) of a study; makes schema and experiment once, under a lock."""
     from filelock import FileLock
-    from mlflow import MlflowClient
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     folder = Path(output_dir).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(str(folder / ".mlflow.lock")):
         if uri == default_uri(output_dir):
             make_schema(folder / "mlflow.db")
-        client = MlflowClient(tracking_uri=uri)
+        client = client_of(uri)
         found = client.get_experiment_by_name(study)
         if found is not None:
             return client, str(found.experiment_id)
@@ -88,6 +85,15 @@ def connect(uri: str, output_dir: str | Path, study: str) -> tuple[Any, str]:
         local = urlparse(uri).scheme.split("+")[0] in DATABASES
         artifacts = (folder / "mlartifacts" / study).as_uri() if local else None
         return client, str(client.create_experiment(study, artifact_location=artifacts))
+
+
+def client_of(uri: str) -> Any:
+    """MLflow's client, which says nothing of its migrations."""
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri)
 
 
 def make_schema(path: Path) -> None:
@@ -124,11 +130,9 @@ def make_ahead(uri: str | None, output_dir: str | Path) -> None:
 
 def _empty_store(scratch: Path) -> bytes:
     """A new store's file, made in this folder by MLflow's own migrations."""
-    from mlflow import MlflowClient
-
     made = scratch / "made.db"
     with _unsynchronised(made):
-        MlflowClient(tracking_uri=f"sqlite:///{made}").get_experiment_by_name("Default")
+        client_of(f"sqlite:///{made}").get_experiment_by_name("Default")
     return made.read_bytes()  # what MLflow keeps open is the other one
 
 
