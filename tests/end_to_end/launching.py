@@ -8,8 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from grpolab.cli import main
 
 SOURCES = Path(__file__).resolve().parents[2] / "src"
 LIMIT = 600.0  # seconds; far more than any command here takes on a crowded machine, too
@@ -44,6 +50,18 @@ def grpolab(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProc
     )  # fmt: skip
 
 
+def called(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """What `grpolab` returns, of a command called in this process, which has imported torch long
+    ago: for commands of which the process itself is not tested."""
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(cwd)
+        for name, value in more.items():
+            patch.setenv(name, value)
+        code = main(arguments)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
 def train(*overrides: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
     """`grpolab train` of a small run that must end well."""
     done = grpolab("train", *SMALL, *overrides, cwd=cwd, **more)
@@ -51,10 +69,16 @@ def train(*overrides: str, cwd: Path, **more: str) -> subprocess.CompletedProces
     return done
 
 
-def start(*arguments: str, cwd: Path, start_new_session: bool = False) -> subprocess.Popen[str]:
-    """Starts a command and does not wait for it."""
+def start(
+    *arguments: str, cwd: Path, start_new_session: bool = False, before: str | None = None
+) -> subprocess.Popen[str]:
+    """Starts a command and does not wait for it; `before` is code that its process runs first."""
+    command = words(*arguments)
+    if before is not None:
+        code = f"{before}\nfrom grpolab.cli import entry\nentry()"
+        command = [sys.executable, "-c", code, *arguments]
     return subprocess.Popen(
-        words(*arguments), cwd=cwd, env=environment(), stdout=subprocess.PIPE,
+        command, cwd=cwd, env=environment(), stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, start_new_session=start_new_session,
     )  # fmt: skip
 

@@ -17,6 +17,8 @@ else:
     import launching
 
 SWEEP = ("clip=ppo,none", "seed=0,1", "updates_per_batch=2", "study=swept", "checkpoint.every=1")
+STEPS = "steps=3"
+"""Of the sweeps that are compared with the `in_process` fixture's."""
 
 
 def command(out: Path, *overrides: str) -> list[str]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.sharing import once
+
 if TYPE_CHECKING:
     from tests.end_to_end import launching
 else:
@@ -74,9 +76,12 @@ cp -r {disk}/out {kept}/
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("undisturbed")
-    launching.train(f"steps={STEPS}", "tracking=jsonl", f"output_dir={out}", cwd=out)
-    return launching.only_run(out / "default")
+
+    def make(out: Path) -> Path:
+        launching.train(f"steps={STEPS}", "tracking=jsonl", f"output_dir={out}", cwd=out)
+        return launching.only_run(out / "default")
+
+    return once(tmp_path_factory, "full-disk-undisturbed", make)
 
 
 @pytest.mark.parametrize("name", list(CASES))

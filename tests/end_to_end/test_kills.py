@@ -17,6 +17,8 @@ import pandas as pd
 import psutil
 import pytest
 
+from tests.sharing import once
+
 if TYPE_CHECKING:
     from tests.end_to_end import launching, sweeping
 else:
@@ -48,10 +50,13 @@ def words(out: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("undisturbed")
-    done = launching.grpolab(*words(out), cwd=out)
-    assert done.returncode == 0, done.stderr
-    return out
+
+    def make(out: Path) -> Path:
+        done = launching.grpolab(*words(out), cwd=out)
+        assert done.returncode == 0, done.stderr
+        return out
+
+    return once(tmp_path_factory, "kills-undisturbed", make)
 
 
 def kill_some(process: Popen[str], rng: random.Random) -> str:
@@ -70,8 +75,12 @@ def kill_some(process: Popen[str], rng: random.Random) -> str:
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, float, int]]]:
     """The disturbed sweep, and (victim, seconds after the start, steps logged so far) of each
-    kill. A driver that lost a worker goes on, until it is killed in its turn."""
-    out = tmp_path_factory.mktemp("killed")
+    kill."""
+    return once(tmp_path_factory, "kills", disturbed)
+
+
+def disturbed(out: Path) -> tuple[Path, list[tuple[str, float, int]]]:
+    """A driver that lost a worker goes on, until it is killed in its turn."""
     rng = random.Random(7)
     kills: list[tuple[str, float, int]] = []
     process: Popen[str] | None = None

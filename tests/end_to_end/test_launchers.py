@@ -15,24 +15,13 @@ else:
     import launching
     import sweeping
 
-STEPS = "steps=3"
+STEPS = sweeping.STEPS
 SLOW = "steps=12"  # long enough to do something to it
 
 KINDS = {
     "two-workers": ("hydra.launcher.workers=2",),
     "fresh": ("hydra/launcher=local", "hydra.launcher.workers=2", "hydra.launcher.fresh=true"),
 }
-
-
-@pytest.fixture(scope="module")
-def in_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One job after the other in the driver's process."""
-    out = tmp_path_factory.mktemp("in-process")
-    words = sweeping.command(out, STEPS, "tracking=jsonl", "hydra.launcher.workers=0")
-    done = launching.grpolab(*words, cwd=out)
-    assert done.returncode == 0, done.stderr
-    assert "4 of 4 runs done" in done.stdout
-    return out
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -112,13 +101,13 @@ def test_a_signal_leaves_checkpoints_and_resume_goes_on(number: int, tmp_path: P
     assert "running" not in states.values()
     stopped = [k for k, state in states.items() if state == "pending"]
     assert any((tmp_path / "swept" / k / "checkpoint" / "state.json").exists() for k in stopped)
-    done = launching.grpolab("resume", cwd=tmp_path, PWD=str(tmp_path))
+    done = launching.called("resume", cwd=tmp_path)
     assert done.returncode == 0 or "no runs" in done.stdout  # the default folder is outputs
     done = launching.grpolab("resume", f"output_dir={tmp_path}", cwd=Path("/"))
     assert done.returncode == 0, done.stderr
     assert set(sweeping.states(tmp_path).values()) == {"done"}
     assert len(sweeping.members(tmp_path)) == 4
-    nothing = launching.grpolab("resume", f"output_dir={tmp_path}", cwd=tmp_path)
+    nothing = launching.called("resume", f"output_dir={tmp_path}", cwd=tmp_path)
     assert nothing.returncode == 0
     assert "Nothing is left" in nothing.stdout
 
@@ -143,7 +132,7 @@ def test_a_package_that_changed_is_no_resume(tmp_path: Path) -> None:
     (path,) = (tmp_path / "swept").glob("sweeps/*.json")
     path.write_text(path.read_text().replace("seed=0,1", "seed=0,2"))
     sweeping.wait_until(lambda: "running" not in live_states(tmp_path))
-    refused = launching.grpolab("resume", f"output_dir={tmp_path}", cwd=tmp_path)
+    refused = launching.called("resume", f"output_dir={tmp_path}", cwd=tmp_path)
     assert refused.returncode == 2
     assert "consists of other jobs now" in launching.one_sentence(refused.stderr)
 

@@ -19,7 +19,9 @@ else:
 
 STEPS = 25
 FAST = ("tracking.flush_seconds=0.3", "eval.every=0", f"steps={STEPS}")
-LOCKED_SECONDS = 30.0
+LOCKED_SECONDS = 12.0  # in all; far more than sqlite waits for a lock
+HASTY = "from grpolab.tracking import sender\nsender.FINISH_SECONDS = 3.0"
+"""A run waits less at its end for a store that does not come back."""
 BY = ["job_id", "metric", "step"]
 
 
@@ -46,9 +48,9 @@ def assert_no_point_twice(path: Path) -> None:
     assert states == [("FINISHED",)]
 
 
-def start(out: Path, *overrides: str) -> subprocess.Popen[str]:
+def start(out: Path, *overrides: str, before: str | None = None) -> subprocess.Popen[str]:
     words = ["train", *launching.SMALL, *FAST, *overrides, f"output_dir={out}"]
-    return launching.start(*words, cwd=out.parent)
+    return launching.start(*words, cwd=out.parent, before=before)
 
 
 def test_a_locked_store_holds_nobody_up(tmp_path: Path) -> None:
@@ -72,7 +74,7 @@ def test_a_locked_store_holds_nobody_up(tmp_path: Path) -> None:
     lock.close()
     _, errors = process.communicate(timeout=launching.LIMIT)
     assert process.returncode == 0, errors
-    done = launching.grpolab("sync", f"output_dir={out}", cwd=tmp_path)
+    done = launching.called("sync", f"output_dir={out}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert_store_has_everything(out, f"sqlite:///{out / 'mlflow.db'}")
     assert_no_point_twice(out / "mlflow.db")
@@ -82,7 +84,7 @@ def test_a_locked_store_holds_nobody_up(tmp_path: Path) -> None:
 def test_a_server_that_stops(comes_back: bool, tmp_path: Path) -> None:
     out, port = tmp_path / "out", serving.free_port()
     with serving.mlflow_server(tmp_path, port) as uri:
-        process = start(out, f"tracking.uri={uri}")
+        process = start(out, f"tracking.uri={uri}", before=None if comes_back else HASTY)
         launching.wait_for_lines(process, out / "default", 5)
         folder = launching.only_run(out / "default")
         while not (folder / "mlflow.json").exists():  # it has met the store
@@ -98,14 +100,14 @@ def test_a_server_that_stops(comes_back: bool, tmp_path: Path) -> None:
     else:
         finish(process, out, uri)
         assert launching.status(folder)["state"] == "done"
-        refused = launching.grpolab("sync", f"output_dir={out}", cwd=tmp_path)
+        refused = launching.called("sync", f"output_dir={out}", cwd=tmp_path)
         assert refused.returncode == 1
         assert "0 of 1 runs up to date" in refused.stdout
         with serving.mlflow_server(tmp_path, port):
-            done = launching.grpolab("sync", f"output_dir={out}", cwd=tmp_path)
+            done = launching.called("sync", f"output_dir={out}", cwd=tmp_path)
             assert done.returncode == 0, done.stderr
             assert_store_has_everything(out, uri)
-            again = launching.grpolab("sync", f"output_dir={out}", cwd=tmp_path)
+            again = launching.called("sync", f"output_dir={out}", cwd=tmp_path)
             assert "0 numbers sent" in again.stdout
     assert_no_point_twice(tmp_path / "server.db")
 
@@ -115,5 +117,5 @@ def finish(process: subprocess.Popen[str], out: Path, uri: str) -> None:
     _, errors = process.communicate(timeout=launching.LIMIT)
     assert process.returncode == 0, errors
     if "grpolab sync sends it" in errors and serving.answers(uri):
-        done = launching.grpolab("sync", f"output_dir={out}", cwd=out)
+        done = launching.called("sync", f"output_dir={out}", cwd=out)
         assert done.returncode == 0, done.stderr

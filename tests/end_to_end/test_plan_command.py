@@ -1,4 +1,4 @@
-"""`grpolab plan` and designs as real processes."""
+"""`grpolab plan` and designs, beside real sweeps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ JOBS = {(arm, seed) for arm in ("baseline", "clip=none", "kl=k3") for seed in (0
 
 def planned(cwd: Path, *more: str) -> tuple[dict[str, Any], str]:
     """What `grpolab plan` writes, and prints."""
-    done = launching.grpolab("plan", *SWEEP, *more, "out=plan.json", cwd=cwd)
+    done = launching.called("plan", *SWEEP, *more, "out=plan.json", cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((cwd / "plan.json").read_text())
     (cwd / "plan.json").unlink()

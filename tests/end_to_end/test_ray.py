@@ -25,19 +25,9 @@ else:
 
 pytest.importorskip("ray", reason="needs the extra ray")
 
-STEPS = "steps=3"
+STEPS = sweeping.STEPS
 RAY = ("hydra/launcher=ray", "tracking=jsonl")
 UP_SECONDS = 60.0
-
-
-@pytest.fixture(scope="module")
-def in_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One job after the other in the driver's process."""
-    out = tmp_path_factory.mktemp("in-process")
-    words = sweeping.command(out, STEPS, "tracking=jsonl", "hydra.launcher.workers=0")
-    done = launching.grpolab(*words, cwd=out)
-    assert done.returncode == 0, done.stderr
-    return out
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.sharing import once
+
 if TYPE_CHECKING:
     from tests.end_to_end import launching
 else:
@@ -46,14 +48,18 @@ CASES = {
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folder of each case's run that nothing disturbed; where it logs changes nothing."""
-    folders = {}
-    for name, case in CASES.items():
-        out = tmp_path_factory.mktemp("undisturbed")
-        launching.train(
-            *case.overrides, f"steps={STEPS}", "tracking=jsonl", f"output_dir={out}", cwd=out
-        )
-        folders[name] = launching.only_run(out / "default")
-    return folders
+
+    def make(here: Path) -> dict[str, Path]:
+        folders = {}
+        for name, case in CASES.items():
+            out = here / name
+            launching.train(
+                *case.overrides, f"steps={STEPS}", "tracking=jsonl", f"output_dir={out}", cwd=here
+            )
+            folders[name] = launching.only_run(out / "default")
+        return folders
+
+    return once(tmp_path_factory, "resume-undisturbed", make)
 
 
 @pytest.fixture(scope="session", params=list(CASES))
@@ -61,8 +67,12 @@ def killed(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path]:
     """(case, run folder) of a run killed three times at random points, then left to end."""
-    case = CASES[request.param]
-    out = tmp_path_factory.mktemp("killed")
+    case = str(request.param)
+    return case, once(tmp_path_factory, f"killed-{case}", lambda out: killed_thrice(case, out))
+
+
+def killed_thrice(name: str, out: Path) -> Path:
+    case = CASES[name]
     command = ["train", *launching.SMALL, *case.overrides, *case.tracking]
     command += [f"steps={STEPS}", f"output_dir={out}"]
     rng = random.Random(case.seed)
@@ -76,7 +86,7 @@ def killed(
         assert launching.status(launching.only_run(out / "default"))["state"] == "running"
     done = launching.grpolab(*command, cwd=out)
     assert done.returncode == 0, done.stderr
-    return request.param, launching.only_run(out / "default")
+    return launching.only_run(out / "default")
 
 
 def assert_same_run(folder: Path, expected: Path) -> None:
@@ -136,7 +146,10 @@ def series(folder: Path) -> dict[str, list[tuple[int, str]]]:
 @pytest.fixture(scope="session")
 def interrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A run that got Ctrl-C after two steps, and what it left behind."""
-    out = tmp_path_factory.mktemp("interrupted")
+    return once(tmp_path_factory, "interrupted", made_to_stop)
+
+
+def made_to_stop(out: Path) -> dict[str, Any]:
     case = CASES["plain-mlflow-every-other-step"]
     command = ["train", *launching.SMALL, *case.overrides, "tracking=jsonl", "checkpoint.every=0"]
     command += [f"steps={STEPS}", f"output_dir={out}"]
@@ -172,7 +185,7 @@ def test_the_same_command_resumes_and_then_has_nothing_to_do(
     assert_same_run(folder, undisturbed["plain-mlflow-every-other-step"])
 
     before = launching.snapshot(out)
-    again = launching.grpolab(*interrupted["command"], cwd=out)
+    again = launching.called(*interrupted["command"], cwd=out)
     assert again.returncode == 0, again.stderr
     assert "Done before" in again.stdout
     assert str(folder) in again.stdout

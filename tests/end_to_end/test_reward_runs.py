@@ -54,7 +54,7 @@ def test_too_much_that_is_unscorable_ends_the_run(tmp_path: Path) -> None:
 
 
 def test_a_length_out_of_reach_is_refused(tmp_path: Path) -> None:
-    done = launching.grpolab(
+    done = launching.called(
         "train", *launching.SMALL, "reward=mixture",
         "reward.parts={a: {name: soft_overlong, cache: 17}}", f"output_dir={tmp_path / 'out'}",
         cwd=tmp_path,

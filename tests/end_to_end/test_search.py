@@ -17,6 +17,7 @@ from grpolab.cli import main
 from grpolab.sweep.compose import expand, parse_command
 from grpolab.sweep.search.prepare import prepare
 from grpolab.sweep.search.study import Study
+from tests.sharing import once
 
 if TYPE_CHECKING:
     from tests.end_to_end import launching, sweeping
@@ -77,7 +78,7 @@ def search(out: Path, *overrides: str) -> Searched:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Searched:
-    return search(tmp_path_factory.mktemp("undisturbed"), *PRUNED)
+    return once(tmp_path_factory, "search-undisturbed", lambda out: search(out, *PRUNED))
 
 
 def rate(trial: dict[str, Any]) -> float:
@@ -196,7 +197,7 @@ def test_the_best_file_runs_and_refuses_the_seeds_it_was_tuned_on(undisturbed: S
     assert sorted(c.seed for c in configs) == [0, 1]
     assert {c.optimizer.lr for c in configs} == {rate(best)}
     assert {c.clip.name for c in configs} == {best["overrides"]["clip"]}
-    refused = launching.grpolab(*words, "seed=1000", cwd=undisturbed.out)
+    refused = launching.called(*words, "seed=1000", cwd=undisturbed.out)
     assert refused.returncode == 2
     assert "seed: 1000 given, on which this configuration was tuned" in refused.stderr
 

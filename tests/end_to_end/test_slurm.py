@@ -22,20 +22,10 @@ else:
 
 pytest.importorskip("submitit", reason="needs the extra slurm")
 
-STEPS = "steps=3"
+STEPS = sweeping.STEPS
 SLOW = "steps=30"
 SLURM = ("hydra/launcher=slurm", "hydra.launcher.poll=0.5", "tracking=jsonl")
 LOCAL = ("hydra/launcher=slurm", "hydra.launcher.executor=local", "tracking=jsonl")
-
-
-@pytest.fixture(scope="module")
-def in_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One job after the other in the driver's process."""
-    out = tmp_path_factory.mktemp("in-process")
-    words = sweeping.command(out, STEPS, "tracking=jsonl", "hydra.launcher.workers=0")
-    done = launching.grpolab(*words, cwd=out)
-    assert done.returncode == 0, done.stderr
-    return out
 
 
 @pytest.fixture(scope="module")

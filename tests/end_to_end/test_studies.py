@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from grpolab.cli import plan
-from grpolab.results.load import load
+from grpolab.results.load import Results, load
 from grpolab.results.verdicts import Rules, verdicts
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +30,12 @@ RULES = {"metric", "where", "equivalence", "correction", "alpha", "test", "by"}
 
 def folder(study: str) -> Path:
     return ROOT / "experiments" / study
+
+
+@cache
+def kept(study: str) -> Results:
+    """All of its runs."""
+    return load(kept=folder(study))
 
 
 def page(study: str) -> str:
@@ -56,7 +63,7 @@ def test_it_expands_to_what_was_run(study: str) -> None:
     planned = plan.made([f"experiment={study}", "seed=0"], 1.0, 0.5)
     assert not planned["refused"]
     assert [arm["baseline"] for arm in planned["arms"]].count(True) == 1
-    runs = load(kept=folder(study)).runs
+    runs = kept(study).runs
     assert set(runs["arm"]) == {arm["arm"] for arm in planned["arms"]}
     assert set(runs.loc[runs["baseline"], "arm"]) == {
         arm["arm"] for arm in planned["arms"] if arm["baseline"]
@@ -98,8 +105,9 @@ def test_its_numbers_give_its_verdicts_again(study: str) -> None:
     wanted = pd.read_csv(folder(study) / "verdicts.csv")
     rule = rules(study)
     metrics = rule.pop("metric", "eval/accuracy").strip("[]").split(",")
-    kept = load(kept=folder(study), where=rule.pop("where", None))
-    found = verdicts(kept, metrics, **asdict(Rules.of(**rule)))
+    where = rule.pop("where", None)
+    results = load(kept=folder(study), where=where) if where else kept(study)
+    found = verdicts(results, metrics, **asdict(Rules.of(**rule)))
     assert len(wanted)
     pd.testing.assert_frame_equal(
         found.reset_index(drop=True), wanted, check_dtype=False, rtol=1e-6, atol=1e-12
@@ -108,7 +116,7 @@ def test_its_numbers_give_its_verdicts_again(study: str) -> None:
 
 def test_with_one_update_the_clip_changes_no_bit() -> None:
     """clip_by_updates' first finding: all kept numbers but times, of every pair of seeds."""
-    results = load(kept=folder("clip_by_updates"))
+    results = kept("clip_by_updates")
     pairs = results.history[results.history["arm"].isin(["baseline", "clip=none"])]
     pairs = pairs[~pairs["metric"].astype(str).str.startswith("time/")]
     table = pairs.assign(

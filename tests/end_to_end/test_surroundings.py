@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from tests.sharing import once
+
 if TYPE_CHECKING:
     from tests.end_to_end import launching, sweeping
     from tests.end_to_end.test_full_disk import own_mounts
@@ -28,10 +30,13 @@ SINGLE = ("steps=2", "tracking=jsonl", "eval.every=1")
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("undisturbed")
-    done = launching.grpolab(*sweeping.command(out, *QUICK), cwd=out)
-    assert done.returncode == 0, done.stderr
-    return out
+
+    def make(out: Path) -> Path:
+        done = launching.grpolab(*sweeping.command(out, *QUICK), cwd=out)
+        assert done.returncode == 0, done.stderr
+        return out
+
+    return once(tmp_path_factory, "surroundings-undisturbed", make)
 
 
 def shell(script: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.sharing import lock, once
 
 if TYPE_CHECKING:
     from tests.end_to_end import launching
@@ -30,31 +33,42 @@ class Swept:
         return [json.loads(p.read_text()) for p in sorted(self.study.glob("sweeps/*.json"))]
 
 
-def sweep(out: Path, *overrides: str, study: str = "clipping", **more: str) -> Swept:
-    done = launching.grpolab(
-        "train", "-m", *launching.SMALL, *overrides, f"output_dir={out}", cwd=out, **more
-    )
-    return Swept(out, out / study, done)
+def sweep(out: Path, *overrides: str, here: bool = False) -> Swept:
+    """The command as a process of its own, or called here."""
+    run = launching.called if here else launching.grpolab
+    done = run("train", "-m", *launching.SMALL, *overrides, f"output_dir={out}", cwd=out)
+    return Swept(out, out / "clipping", done)
 
 
-@pytest.fixture(scope="session")
-def basic(tmp_path_factory: pytest.TempPathFactory) -> Swept:
-    """The grid in one process, logged to MLflow."""
-    found = sweep(tmp_path_factory.mktemp("basic"), *GRID)
-    assert found.done.returncode == 0, found.done.stdout + found.done.stderr
-    return found
+@pytest.fixture
+def basic(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swept]:
+    """The grid in one process, logged to MLflow. No other test uses it, or sweeps it again, at
+    the same time."""
+
+    def make(out: Path) -> Swept:
+        found = sweep(out, *GRID)
+        assert found.done.returncode == 0, found.done.stdout + found.done.stderr
+        return found
+
+    found = once(tmp_path_factory, "basic", make)
+    with lock(tmp_path_factory, "basic"):
+        yield found
 
 
 @pytest.fixture(scope="session")
 def parallel(tmp_path_factory: pytest.TempPathFactory) -> Swept:
     """The same grid by two processes."""
     launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "tracking=jsonl")
-    found = sweep(tmp_path_factory.mktemp("parallel"), *GRID, *launcher)
-    assert found.done.returncode == 0, found.done.stdout + found.done.stderr
-    return found
+
+    def make(out: Path) -> Swept:
+        found = sweep(out, *GRID, *launcher)
+        assert found.done.returncode == 0, found.done.stdout + found.done.stderr
+        return found
+
+    return once(tmp_path_factory, "parallel", make)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def logged(basic: Swept) -> tuple[Any, list[Any]]:
     """(the parent run, its children) as MLflow has them."""
     from mlflow import MlflowClient
@@ -171,7 +185,7 @@ def test_arms_of_a_seed_start_alike_and_part(basic: Swept) -> None:
 
 def test_the_same_sweep_again_runs_nothing(parallel: Swept) -> None:
     before = {f: launching.snapshot(f) for f in launching.run_folders(parallel.study)}
-    again = sweep(parallel.out, *GRID, "tracking=jsonl")  # with the other launcher, too
+    again = sweep(parallel.out, *GRID, "tracking=jsonl", here=True)  # with the other launcher, too
     assert again.done.returncode == 0, again.done.stderr
     assert "4 of 4 runs done" in again.done.stdout
     assert {f: launching.snapshot(f) for f in before} == before
@@ -182,7 +196,7 @@ def test_the_same_sweep_again_stays_one_sweep_in_mlflow(basic: Swept) -> None:
     from mlflow import MlflowClient
 
     (before,) = basic.manifests()
-    again = sweep(basic.out, *GRID)
+    again = sweep(basic.out, *GRID, here=True)
     assert again.done.returncode == 0, again.done.stderr
     (after,) = again.manifests()
     assert (after["sweep"], after["parent_run_id"]) == (before["sweep"], before["parent_run_id"])
@@ -222,15 +236,18 @@ hydra:
 @pytest.fixture(scope="session")
 def judged(tmp_path_factory: pytest.TempPathFactory) -> Swept:
     """An experiment file of one's own that carries its sweep; one of its arms cannot work."""
-    out = tmp_path_factory.mktemp("judged")
-    mine = launching.write_tree(
-        tmp_path_factory.mktemp("mine"), {"my_rewards.py": REWARDS, "experiment/judges.yaml": STUDY}
-    )
-    done = launching.grpolab(
-        "train", *launching.SMALL, "experiment=judges", f"output_dir={out}", "--config-dir",
-        str(mine), cwd=out, PYTHONPATH=str(mine),
-    )  # fmt: skip
-    return Swept(out, out / "judges", done)
+
+    def make(folder: Path) -> Swept:
+        out, files = folder / "out", {"my_rewards.py": REWARDS, "experiment/judges.yaml": STUDY}
+        out.mkdir()
+        mine = launching.write_tree(folder / "mine", files)
+        done = launching.grpolab(
+            "train", *launching.SMALL, "experiment=judges", f"output_dir={out}", "--config-dir",
+            str(mine), cwd=out, PYTHONPATH=str(mine),
+        )  # fmt: skip
+        return Swept(out, out / "judges", done)
+
+    return once(tmp_path_factory, "judged", make)
 
 
 def test_an_experiment_file_carries_its_sweep(judged: Swept) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.sharing import once
+
 if TYPE_CHECKING:
     from tests.end_to_end import launching
 else:
@@ -128,7 +130,7 @@ def sweep(out: Path, functions: list[str], *overrides: str) -> Swept:
 
 @pytest.fixture(scope="module")
 def rewards(tmp_path_factory: pytest.TempPathFactory) -> Swept:
-    return sweep(tmp_path_factory.mktemp("rewards"), list(EXPECTED))
+    return once(tmp_path_factory, "faulty-rewards", lambda out: sweep(out, list(EXPECTED)))
 
 
 @pytest.mark.parametrize("name", list(EXPECTED))
@@ -144,7 +146,7 @@ def test_the_sweep_goes_on_and_exits_with_1(rewards: Swept) -> None:
 
 
 def test_status_shows_the_reasons(rewards: Swept) -> None:
-    done = launching.grpolab("status", f"output_dir={rewards.out}", "json=true", cwd=rewards.out)
+    done = launching.called("status", f"output_dir={rewards.out}", "json=true", cwd=rewards.out)
     (found,) = json.loads(done.stdout)["sweeps"]
     shown = sorted(j["reason"] for j in found["jobs"] if j["state"] == "failed")
     assert shown == sorted(reason.strip() for reason in EXPECTED.values() if reason)

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from grpolab.results.from_mlflow import read
+from tests.sharing import once
 
 if TYPE_CHECKING:
     from tests.end_to_end import launching
@@ -99,9 +100,12 @@ def numbers(metrics: dict[str, Any]) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process."""
-    here = tmp_path_factory.mktemp("alone")
-    launching.train(*RUN, "tracking=jsonl", cwd=here)
-    return launching.only_run(here / "outputs" / "default")
+
+    def make(here: Path) -> Path:
+        launching.train(*RUN, "tracking=jsonl", cwd=here)
+        return launching.only_run(here / "outputs" / "default")
+
+    return once(tmp_path_factory, "torchrun-alone", make)
 
 
 def test_two_ranks_leave_one_run_behind(alone: Path, tmp_path: Path) -> None:
@@ -199,11 +203,11 @@ def test_an_error_on_one_rank_is_the_reason_of_the_run(
 
 def test_a_sweep_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    done = launching.grpolab("train", "-m", "seed=0,1", *launching.SMALL, cwd=tmp_path)
+    done = launching.called("train", "-m", "seed=0,1", *launching.SMALL, cwd=tmp_path)
     assert done.returncode == 2
     assert launching.one_sentence(done.stderr).startswith("grpolab: torchrun: 2 ranks given with")
     assert not list(tmp_path.iterdir())
-    done = launching.grpolab("train", *launching.SMALL, cwd=tmp_path)  # no torchrun set these
+    done = launching.called("train", *launching.SMALL, cwd=tmp_path)  # no torchrun set these
     assert done.returncode == 2
     assert "RANK, MASTER_ADDR, MASTER_PORT" in launching.one_sentence(done.stderr)
     assert not list(tmp_path.iterdir())

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -22,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from grpolab.component import ConfigError
 from grpolab.config import bind_run
 from grpolab.training.ranks import ALONE, Ranks, backend, buckets
+from tests.sharing import folder_of, once
 
 if TYPE_CHECKING:
     from tests.policy import policies as lab
@@ -101,14 +101,11 @@ def run_cases(ranks: int, cases: dict[str, dict[str, Any]], folder: Path) -> dic
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     script = [str(HERE / "ranked.py"), str(folder / "cases.json"), str(folder)]
-    over = folder / "over"
-    if not over.exists():
-        done = subprocess.run(
-            [sys.executable, *(launcher if ranks > 1 else []), *script],
-            env=environment, capture_output=True, text=True, timeout=LIMIT, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        over.touch()
+    done = subprocess.run(
+        [sys.executable, *(launcher if ranks > 1 else []), *script],
+        env=environment, capture_output=True, text=True, timeout=LIMIT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
     return {name: ended(folder / name, Path(c["folder"]), ranks) for name, c in cases.items()}
 
 
@@ -131,13 +128,8 @@ def gap(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for all of pytest's own workers: the cases are run once."""
-    base = tmp_path_factory.getbasetemp()
-    found = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "ranks"
-    with FileLock(f"{found}.lock"):
-        if not found.exists():
-            lab.random_model(found / "model", "Llama")
-    return found
+    """Where the cases of `both` run, once for all of pytest's own workers."""
+    return folder_of(tmp_path_factory, "ranks")
 
 
 def raw(folder: Path, *overrides: str) -> dict[str, Any]:
@@ -146,8 +138,15 @@ def raw(folder: Path, *overrides: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def both(folder: Path) -> tuple[dict[str, Ended], dict[str, Ended]]:
+def both(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Ended], dict[str, Ended]]:
     """All cases on one rank, and on two."""
+    return once(tmp_path_factory, folder.name, run_all)
+
+
+def run_all(folder: Path) -> tuple[dict[str, Ended], dict[str, Ended]]:
+    lab.random_model(folder / "model", "Llama")
     cases: dict[str, dict[str, Any]]
     cases = {name: {"raw": raw(folder, *settings)} for name, settings in VARIANTS.items()}
     little = raw(folder, "clip=cispo", "hardware.tokens_per_microbatch=20")
@@ -162,8 +161,8 @@ def both(folder: Path) -> tuple[dict[str, Ended], dict[str, Ended]]:
         shared = bind_run(cases[name]["raw"]).raw
         shared = shared | {"hardware": shared["hardware"] | {"shard": "fsdp2"}}
         doubled[f"sharded_{name}"] = cases[name] | {"raw": shared, "export": name == "plain"}
-    with FileLock(f"{folder}.lock"):
-        return run_cases(1, cases, folder / "one"), run_cases(2, doubled, folder / "two")
+
+    return run_cases(1, cases, folder / "one"), run_cases(2, doubled, folder / "two")
 
 
 @pytest.mark.parametrize("name", [*VARIANTS, "idle", "remembering"])
