@@ -97,6 +97,11 @@ def test_by_the_store_alone(made: tuple[Path, str], tmp_path: Path) -> None:
         {"c.txt": tmp_path / "c.txt"}, output_dir=out, study="clipping", sweep="first", uri=uri
     ) is None  # fmt: skip
     assert "c.txt" in artifacts(out, run_id)
+    # also where the manifest names the run of another store
+    name_parent(out, "0" * 32)
+    assert log(out, tmp_path / "c.txt", uri=uri) is None
+    assert "b.txt" in artifacts(out, run_id, "analysis/a")[0]
+    name_parent(out, run_id)
     # no run of that name: nothing to say, either
     assert log(out, tmp_path / "c.txt", sweep="other", uri=uri) is None
     assert log(out, tmp_path / "c.txt", study="other", uri=uri) is None

@@ -118,14 +118,40 @@ def test_sync_gives_a_store_the_list(tmp_path: Path) -> None:
     write_files(tmp_path, SECOND, "second", "2026-01-02T10:00:00+00:00")
     path = tmp_path / "clipping" / "sweeps" / "second.json"
     uri = default_uri(tmp_path)
-    run_id = _find_parent(path, uri, tmp_path)
+    run_id = _find_parent(path, uri, tmp_path, home=True)
     assert json.loads(path.read_text())["parent_run_id"] == run_id
-    assert _find_parent(path, uri, tmp_path) == run_id
+    assert _find_parent(path, uri, tmp_path, home=True) == run_id
     found = listing_of(MlflowClient(tracking_uri=uri).get_run(run_id).data.tags)
     assert found is not None
     assert found.created == "2026-01-02T10:00:00+00:00"
     assert {job.job_id for job in found.jobs if job.reused} == {"baseline-0", "baseline-1"}
     assert set(load(uri=uri, sweep="second").runs["status"]) == {"missing"}  # none is there yet
+
+
+def test_the_manifest_names_the_run_of_its_own_store_alone(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    from grpolab.sweep.sync import _find_parent
+    from grpolab.tracking.mlflow import make_schema
+
+    write_files(tmp_path, FIRST, "first", "2026-01-01T10:00:00+00:00")
+    path = tmp_path / "clipping" / "sweeps" / "first.json"
+    home = default_uri(tmp_path)
+    ours = _find_parent(path, home, tmp_path, home=True)
+    make_schema(tmp_path / "team.db")
+    team = f"sqlite:///{tmp_path / 'team.db'}"
+    theirs = _find_parent(path, team, tmp_path, home=False)
+    assert theirs != ours
+    assert json.loads(path.read_text())["parent_run_id"] == ours
+    # each store's own is found again, whatever the manifest names, and none is made twice
+    assert _find_parent(path, team, tmp_path, home=False) == theirs
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"parent_run_id": theirs}))
+    assert _find_parent(path, home, tmp_path, home=True) == ours
+    assert json.loads(path.read_text())["parent_run_id"] == ours
+    for uri in (home, team):
+        client = MlflowClient(tracking_uri=uri)
+        (experiment,) = [e for e in client.search_experiments() if e.name == "clipping"]
+        assert len(client.search_runs([experiment.experiment_id])) == 1
 
 
 @pytest.mark.parametrize("damage", [{COUNT: "7"}, {COUNT: "x"}, {f"{COUNT}.0": '{"jobs":'}])

@@ -17,7 +17,7 @@ from urllib.request import url2pathname
 
 from grpolab.results.from_files import json_object
 from grpolab.tracking.disk import staged
-from grpolab.tracking.listing import COUNT
+from grpolab.tracking.parents import find_parent
 
 FOLDER = "analysis"
 """Where they lie among the run's artifacts."""
@@ -31,6 +31,7 @@ def log_analysis(
     sweep: str,
     uri: str | None = None,
     parent: tuple[Any, str] | None = None,
+    again: str | None = None,
 ) -> str | None:
     """Logs files of a sweep's analysis to the sweep's MLflow run, if it has one.
 
@@ -41,6 +42,7 @@ def log_analysis(
         sweep: its id.
         uri: of the store, where it is not the one that the runs were logged to.
         parent: (client, run id), where they are known.
+        again: what logs it again, where that is not `grpolab report`.
 
     Returns:
         Why it could not be done, in a sentence; None if it was, or there is no such run.
@@ -49,7 +51,7 @@ def log_analysis(
         target = uri or _store_of(Path(output_dir), study, sweep)
         if target is None or not _is_there(target):
             return None
-        found = parent or _parent(target, Path(output_dir), study, sweep, uri is None)
+        found = parent or _parent(target, Path(output_dir), study, sweep)
         if found is None:
             return None
         client, run_id = found
@@ -65,7 +67,7 @@ def log_analysis(
         problem = (str(error).splitlines() or [""])[0]
         return (
             f"MLflow has not got the analysis ({type(error).__name__}: {problem}); "
-            f"grpolab report sweep={sweep} logs it again."
+            f"{again or f'grpolab report sweep={sweep}'} logs it again."
         )
     return None
 
@@ -101,23 +103,19 @@ def _is_there(uri: str) -> bool:
     return path is None or path.is_file()
 
 
-def _parent(
-    uri: str, output_dir: Path, study: str, sweep: str, by_manifest: bool
-) -> tuple[Any, str] | None:
+def _parent(uri: str, output_dir: Path, study: str, sweep: str) -> tuple[Any, str] | None:
     """(client, id) of the sweep's run in that store; None if it has none."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
-    if by_manifest:
-        manifest = json_object(output_dir / study / "sweeps" / f"{sweep}.json") or {}
-        return client, str(manifest["parent_run_id"])
     experiment = client.get_experiment_by_name(study)
-    if experiment is None or "'" in sweep:
+    if experiment is None:
         return None
-    where = f"tags.`grpolab.sweep` = '{sweep}' and tags.`{COUNT}` LIKE '%'"
-    runs = client.search_runs([experiment.experiment_id], where)
-    return (client, str(runs[0].info.run_id)) if runs else None
+    manifest = json_object(output_dir / study / "sweeps" / f"{sweep}.json") or {}
+    known = manifest.get("parent_run_id")
+    run_id = find_parent(client, experiment.experiment_id, sweep, known)
+    return None if run_id is None else (client, run_id)
 
 
 def _local(uri: str) -> Path | None:

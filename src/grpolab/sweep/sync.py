@@ -14,6 +14,7 @@ from grpolab.sweep.trackers import log_artifacts, open_run
 from grpolab.tracking.folder import RunFolder, lease_is_live
 from grpolab.tracking.listing import listing_tags
 from grpolab.tracking.mlflow import Point, connect, default_uri, reopen, start_run
+from grpolab.tracking.parents import find_parent
 
 ENDS = {"done": "FINISHED", "failed": "FAILED"}
 """STATUS → the state of the MLflow run; any other is KILLED, since nothing is at work on it."""
@@ -86,7 +87,8 @@ def _sync_run(
     parents: dict[tuple[str, str], str],
 ) -> int:
     identity = dict(folder.read_json("run.json"))
-    identity["parent_run_id"] = _parent(identity, uri, output_dir, parents)
+    home = raw["tracking"]["mlflow"] and uri == (raw["tracking"]["uri"] or default_uri(output_dir))
+    identity["parent_run_id"] = _parent(identity, uri, output_dir, parents, home)
     run = open_run(uri, str(output_dir), folder, raw, identity)
     began = (folder.path / "config.yaml").stat().st_mtime
     points = [Point(s, m, began + m.get("time/wall", 0.0)) for s, m in folder.metrics()]
@@ -105,37 +107,44 @@ def _parent(
     uri: str,
     output_dir: Path,
     parents: dict[tuple[str, str], str],
+    home: bool,
 ) -> str | None:
     """The sweep's run in that store; made where it lacks one."""
     if not identity["sweep"]:
         return None
     path = output_dir / identity["study"] / "sweeps" / f"{identity['sweep']}.json"
     if (uri, str(path)) not in parents and path.exists():
-        parents[uri, str(path)] = _find_parent(path, uri, output_dir)
+        parents[uri, str(path)] = _find_parent(path, uri, output_dir, home)
     return parents.get((uri, str(path)))
 
 
-def _find_parent(path: Path, uri: str, output_dir: Path) -> str:
+def _find_parent(path: Path, uri: str, output_dir: Path, home: bool) -> str:
+    """The sweep's run in that store, made where it lacks one; the manifest names the run of the
+    sweep's own store (`home`) alone, since that of any other is found there by its tags."""
     manifest = read_manifest(path)
     client, experiment = connect(uri, output_dir, manifest["study"])
-    known, listing = manifest["parent_run_id"], listing_tags(manifest, reused(output_dir, manifest))
-    if known and reopen(client, known, listing):
-        return str(known)
-    where = f"tags.`grpolab.sweep` = '{manifest['sweep']}'"
-    for run in client.search_runs([experiment], where):
-        if "grpolab.job_id" not in run.data.tags and reopen(client, run.info.run_id, listing):
-            return str(run.info.run_id)
+    listing = listing_tags(manifest, reused(output_dir, manifest))
+    before = manifest["parent_run_id"]
+    found = find_parent(client, experiment, manifest["sweep"], before)
+    if found is None or not reopen(client, found, listing):
+        found = _made_parent(client, experiment, manifest, listing)
+    if home and found != before:
+        write_parent(path, found)
+    return found
+
+
+def _made_parent(
+    client: Any, experiment: str, manifest: Mapping[str, Any], listing: Mapping[str, str]
+) -> str:
     search = manifest.get("search")
     own = {"grpolab.study": manifest["study"], "grpolab.sweep": manifest["sweep"]}
-    made = start_run(
+    return start_run(
         client,
         experiment,
         name=f"{'search' if search else 'sweep'} {manifest['sweep']}",
         tags=own | listing | (search_parent.tags(search) if search else {}),
         params={"overrides": manifest["command"], "factors": ",".join(manifest["factors"])},
     )
-    write_parent(path, made)
-    return made
 
 
 def _end_parent(uri: str, path: Path, run_id: str) -> None:

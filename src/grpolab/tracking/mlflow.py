@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlparse
 
 from grpolab.component import ConfigError
+from grpolab.tracking.parents import find_parent
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # A server that went away costs seconds, not the minutes of MLflow's seven tries; what it missed is
@@ -286,11 +287,12 @@ def open_parent(
     tags: Mapping[str, str] | None = None,
     params: Mapping[str, str],
 ) -> tuple[Any, str]:
-    """(client, id) of the run that a sweep's jobs are children of: the known one, running again,
-    or a new one."""
+    """(client, id) of the run that a sweep's jobs are children of: the one that the store has,
+    running again, or a new one."""
     client, experiment = connect(uri, output_dir, study)
-    if known and reopen(client, known, tags):
-        return client, known
+    found = find_parent(client, experiment, sweep_id, known)
+    if found and reopen(client, found, tags):
+        return client, found
     own = {"grpolab.study": study, "grpolab.sweep": sweep_id, **(tags or {})}
     name = f"{kind} {sweep_id}"
     return client, start_run(client, experiment, name=name, tags=own, params=params)
