@@ -16,8 +16,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from grpolab.cli import main
+from grpolab.cli.inspect import COMPARISON_KEYS
+from grpolab.results.analyze import analyze
 from grpolab.results.frames import ResultsError
+from grpolab.results.metrics import decimals
 from grpolab.results.report import content, report
+from grpolab.results.report.findings import with_minus
+from grpolab.results.words import in_words
 
 if TYPE_CHECKING:  # the same file under the name the type checker knows it by
     from tests.results.synthetic_sweep import Job, write_files
@@ -187,6 +192,68 @@ def test_long_completions_are_cut_and_the_first_of_a_prompt_counts(tmp_path: Pat
     assert found[4]["What is 0 < 3?"]["text"] == "a" * 2000 + " …"
 
 
+def test_metrics_and_levels_have_their_sections_and_tables(tmp_path: Path) -> None:
+    finals = {"baseline": 0.3, "clip=none": 0.31, "kl=10": 0.6, "clip=none,kl=10": 0.5}
+    finals |= {"kl=9": 0.4, "clip=none,kl=9": 0.42}
+    jobs = [
+        Job(arm, seed, final + 0.01 * (seed % 3) + 0.002 * seed * len(arm) % 0.013)
+        for arm, final in finals.items()
+        for seed in range(6)
+    ]
+    write_files(tmp_path, jobs, "s", "2026-01-01T10:00:00+00:00")
+    given: dict[str, Any] = {
+        "output_dir": tmp_path, "sweep": "s", "metric": "[eval/accuracy,eval/pass@8]", "by": "kl",
+        "equivalence": 0.2, "figures": "[forest]",
+    }  # fmt: skip
+    page = Page(report(**given).read_text("utf-8"))
+    text = " ".join(page.text.split())
+    titles = [
+        f"{metric} at kl={level}"
+        for metric in ("eval/accuracy", "eval/pass@8")
+        for level in ("none", "9", "10")
+    ]
+    assert all(text.count(title) == 1 for title in titles)
+    assert text.index("eval/accuracy at kl=9") < text.index("eval/accuracy at kl=10")
+    assert text.index("eval/accuracy at kl=10") < text.index("eval/pass@8 at kl=9")
+    # the sentences are analyze's: one family over metrics and levels
+    made = analyze(**given, out=tmp_path / "a")
+    assert len(made.verdicts) == 6
+    for line in in_words(made.verdicts):
+        assert " ".join(with_minus(line).split()) in text
+    assert "p corrected by holm over 6 comparisons. α = 0.05. Equivalence margin ±0.2." in text
+    assert "Compared within the levels of kl." in text
+    row = made.verdicts.set_index(["metric", "arm"]).loc[("eval/pass@8", "clip=none,kl=10")]
+    cells = f"{decimals(row['delta'], signed=True)} [{decimals(row['low'], signed=True)}, "
+    assert with_minus(cells) in text
+    assert f"{row['verdict']} kl=10" in text  # against what
+    assert (
+        len(re.findall(r'id="figure-forest', (tmp_path / "analysis/s/report.html").read_text()))
+        == 2
+    )
+
+
+def test_the_command_takes_the_rules_of_analyze(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["report", f"output_dir={out}", "figures=forest", f"out={tmp_path}"]
+    assert main([*words, "correction=bonferroni", "test=sign_flip", "alpha=.1"]) == 0
+    text = " ".join(Page((tmp_path / "report.html").read_text("utf-8")).text.split())
+    assert "Test: sign-flip; p corrected by bonferroni over 2 comparisons. α = 0.1." in text
+    assert main([*words, "by=klip"]) == 2
+    assert "by=klip: no such swept factor" in capsys.readouterr().err
+    assert main(["report", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"  {key} " in said for key in COMPARISON_KEYS)
+
+
+def test_a_true_minus_for_numbers_and_settings_as_they_are() -> None:
+    assert (
+        with_minus("[-0.1, -.5] clip.low=-1 lr=1e-4 a-1") == "[−0.1, −.5] clip.low=-1 lr=1e-4 a-1"
+    )
+    assert decimals(-0.0003, signed=True) == "+0.000"
+    assert (decimals(None), decimals(float("nan")), decimals(-1.5)) == ("–", "–", "-1.500")
+
+
 # -- in a browser ----------------------------------------------------------------------------------
 
 PROBE = """
@@ -200,6 +267,7 @@ addEventListener("load", () => {
   found.pictures = [...document.images].map((image) => image.complete && image.naturalWidth > 0);
   found.requests = performance.getEntriesByType("resource").map((e) => e.name)
     .filter((name) => !name.startsWith("data:"));
+  found.narrowest = Math.min(...[...document.images].map((image) => image.width));
   found.pwned = window.pwned ?? null;
   found.width = innerWidth;
   found.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
@@ -249,6 +317,7 @@ def test_in_chromium(page: Path, tmp_path: Path, width: int) -> None:
     assert found["requests"] == []
     assert found["pwned"] is None
     assert found["overflow"] <= 0
+    assert found["narrowest"] >= 300  # also on a phone: as wide as on paper, or the text is gone
     assert found["background"] == "rgb(255, 255, 255)"
     assert abs(found["width"] - width) <= 120  # a window has a least width
 

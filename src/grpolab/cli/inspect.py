@@ -9,13 +9,12 @@ from typing import Any
 
 from grpolab.component import ConfigError, nearest
 
-ANALYZE_KEYS = {
+COMPARISON_KEYS = {
     "sweep": "a sweep's id, or latest (the default)",
     "study": "all runs of a study instead of one sweep",
     "output_dir": "where the runs lie (outputs)",
     "uri": "read from this MLflow store instead of the run folders",
     "kept": "read from this folder of runs.parquet and history.parquet instead",
-    "out": "folder for the results (<output_dir>/analysis/<sweep>)",
     "metric": "what the comparison is about (eval/accuracy), or metric=[eval/accuracy,length/mean]",
     "where": "only these runs: status == 'done' and factor.clip in ['ppo', 'cispo']",
     "equivalence": "a difference that matters; surely smaller ones are equivalent (null)",
@@ -25,8 +24,12 @@ ANALYZE_KEYS = {
     "by": "a factor within whose levels arms are compared, or several: by=updates_per_batch (null)",
     "figures": "figures=[forest,…] or usual; all that can be drawn",
     "order": "a ladder's changes in this order: order=[clip.high,aggregation,…] (alphabetical)",
-    "dark": "true: each figure for dark pages too (false)",
     "log": "false: the sweep's MLflow run gets none of it as artifacts (true)",
+}
+"""What is compared, and how: the keys of `analyze` and `report`."""
+ANALYZE_KEYS = COMPARISON_KEYS | {
+    "out": "folder for the results (<output_dir>/analysis/<sweep>)",
+    "dark": "true: each figure for dark pages too (false)",
 }
 
 

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from grpolab.cli.inspect import COMPARISON_KEYS
 from grpolab.component import ConfigError
 
-KEYS = {
-    "sweep": "a sweep's id, or latest (the default)",
-    "study": "all runs of a study instead of one sweep",
-    "output_dir": "where the runs lie (outputs)",
-    "uri": "read the runs from this MLflow store instead of the run folders",
-    "kept": "read from this folder of runs.parquet and history.parquet instead",
+KEYS = COMPARISON_KEYS | {
     "out": "the file, or a folder for report.html (<output_dir>/analysis/<sweep>)",
-    "metric": "what the comparison is about (eval/accuracy)",
-    "equivalence": "differences below this count as none (not tested)",
-    "figures": "names, usual, or all (the default)",
-    "where": "only these runs: status == 'done' and factor.clip in ['ppo', 'cispo']",
-    "log": "false: the sweep's MLflow run does not get it as an artifact (true)",
     "open": "true: shows it in a browser (false)",
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import pandas as pd
 from grpolab.results import figures as drawing
 from grpolab.results.frames import Results, ResultsError, refuse
 from grpolab.results.load import load
+from grpolab.results.metrics import decimals
 from grpolab.results.summary import (
     arm_table,
     check_metric,
@@ -96,20 +96,16 @@ def analyze(
     written if the results, a metric or a figure asked for do not exist or one of these is not
     allowed (ResultsError).
     """
-    rules = Rules.of(alpha, correction, test, equivalence, by)
-    drawing.chosen(figures)  # a wrong name is refused before the runs are read
-    metrics = drawing.listed(metric)
     both = drawing.truth("dark", dark)
-    results = load(output_dir=output_dir, sweep=sweep, study=study, uri=uri, where=where, kept=kept)
-    check_one_study(results)
-    for name in metrics:
-        check_metric(results, name)
+    source = compared(
+        output_dir=output_dir, sweep=sweep, study=study, uri=uri, where=where, kept=kept,
+        metric=metric, equivalence=equivalence, correction=correction, alpha=alpha, test=test,
+        by=by, figures=figures, order=order,
+    )  # fmt: skip
+    results, judged = source.results, source.verdicts
     folder = Path(out) if out is not None else default_out(output_dir, results, sweep, study, where)
-    judged = verdicts(results, metrics, **asdict(rules))
-    arms = pd.concat([arm_table(results, name) for name in metrics], ignore_index=True)
-    runs = pd.concat([run_values(results, name) for name in metrics], ignore_index=True)
-    keys = tuple(drawing.listed(order)) if order else ()
-    source = drawing.Source(results, metrics[0], judged, tuple(metrics[1:]), keys)
+    arms = pd.concat([arm_table(results, name) for name in source.metrics], ignore_index=True)
+    runs = pd.concat([run_values(results, name) for name in source.metrics], ignore_index=True)
     drawn, left_out = drawing.draw(source, figures)
     with staged(folder) as scratch:
         judged.to_csv(scratch / "verdicts.csv", index=False)
@@ -132,6 +128,40 @@ def analyze(
         source=source,
         drawn=drawn,
     )
+
+
+def compared(
+    *,
+    output_dir: str | Path = "outputs",
+    sweep: str | None = None,
+    study: str | None = None,
+    uri: str | None = None,
+    where: str | None = None,
+    kept: str | Path | None = None,
+    metric: str | Sequence[str] = "eval/accuracy",
+    equivalence: float | str | None = None,
+    correction: str = "holm",
+    alpha: float | str = 0.05,
+    test: str = "auto",
+    by: str | Sequence[str] | None = None,
+    figures: str | Sequence[str] = "all",
+    order: str | Sequence[str] = (),
+) -> drawing.Source:
+    """The runs and their verdicts, what both `analyze` and the report are made of.
+
+    The keys are `analyze`'s. Raises ResultsError, the key first, for what does not exist or is not
+    allowed; wrong rules and figures are refused before the runs are read.
+    """
+    rules = Rules.of(alpha, correction, test, equivalence, by)
+    drawing.chosen(figures)
+    metrics = drawing.listed(metric)
+    results = load(output_dir=output_dir, sweep=sweep, study=study, uri=uri, where=where, kept=kept)
+    check_one_study(results)
+    for name in metrics:
+        check_metric(results, name)
+    judged = verdicts(results, metrics, **asdict(rules))
+    keys = tuple(drawing.listed(order)) if order else ()
+    return drawing.Source(results, metrics[0], judged, tuple(metrics[1:]), keys)
 
 
 def default_out(
@@ -173,10 +203,10 @@ def _arms_of_metric(arms: pd.DataFrame) -> str:
             row["study"],
             row["arm"] + (" (baseline)" if row["baseline"] and row["arm"] != "baseline" else ""),
             str(row["n"]) if row["n"] == row["runs"] else f"{row['n']} of {row['runs']}",
-            _number(row["start"]),
-            _number(row["final"]),
+            decimals(row["start"]),
+            decimals(row["final"]),
             _span(row["low"], row["high"]),
-            _number(row["rise"], signed=True),
+            decimals(row["rise"], signed=True),
         ]
         for row in arms.to_dict("records")
     ]
@@ -263,13 +293,6 @@ def draw_script(name: str, argv: Sequence[str]) -> int:
     return 0
 
 
-def _number(value: object, signed: bool = False) -> str:
-    number = float(str(value))
-    if math.isnan(number):
-        return "–"
-    return f"{number:+.3f}" if signed else f"{number:.3f}"
-
-
 def _span(low: object, high: object) -> str:
-    both = f"[{_number(low)}, {_number(high)}]"
+    both = f"[{decimals(low)}, {decimals(high)}]"
     return "–" if "–" in both else both

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from grpolab.metrics import Metric, find
@@ -42,3 +43,12 @@ def spoken(verdict: str, metric: str) -> str:
     """A verdict as people read it: of a metric without a better side, such as an entropy or a
     length, `better` says that it is higher, `worse` that it is lower."""
     return NEUTRAL.get(verdict, verdict) if describe(metric).better == "neither" else verdict
+
+
+def decimals(value: object, digits: int = 3, signed: bool = False) -> str:
+    """A number as tables and figures show it; a dash for none. What rounds to 0 has no minus."""
+    number = math.nan if value is None else float(str(value))
+    if not math.isfinite(number):
+        return "–"
+    rounded = round(number, digits) + 0.0  # of −0.0 this makes 0.0
+    return f"{rounded:+.{digits}f}" if signed else f"{rounded:.{digits}f}"

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from grpolab.results import statistics
-from grpolab.results.frames import FACTOR_PREFIX, refuse
+from grpolab.results.family import opponents
+from grpolab.results.frames import FACTOR_PREFIX
 from grpolab.results.statistics import Comparison
 from grpolab.results.summary import arms_of, usable
 
@@ -65,14 +66,6 @@ class Pair:
         return tests[self.test](self.x, self.y, margin, np.random.default_rng(self.seed))
 
 
-def names_of(by: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The factors of `by`, given as a list, separated by commas, in brackets, or null."""
-    if by is None or by == "null":
-        return ()
-    names = by.strip("[]").split(",") if isinstance(by, str) else by
-    return tuple(name.strip() for name in names if name.strip())
-
-
 def pairs_of(
     values: pd.DataFrame, test: str, rng: np.random.Generator, by: Sequence[str] = ()
 ) -> list[Pair]:
@@ -89,8 +82,6 @@ def pairs_of(
             continue
         groups = {arm: group for _, arm, _, group in arms}
         for study, arm, base in _against(arms, by):
-            if arm == base:
-                continue
             group, base_group = groups[arm], groups[base]
             ours, theirs = _by_seed(group), _by_seed(base_group)
             x, y, chosen = _samples(ours, theirs, test)
@@ -118,31 +109,18 @@ def pairs_of(
 def _against(
     arms: Sequence[tuple[str, str, bool, pd.DataFrame]], by: Sequence[str]
 ) -> Iterator[tuple[str, str, str]]:
-    """(study, arm, the arm it is compared with) for each of a study's arms."""
-    _, base, _, base_runs = next(entry for entry in arms if entry[2])
-    if not by:
-        yield from ((study, arm, base) for study, arm, _, _ in arms)
-        return
+    """(study, arm, the arm it is compared with) for each of a study's arms that has one."""
+    study, base, _, base_runs = next(entry for entry in arms if entry[2])
     names = [str(column) for column in base_runs]
     columns = [c for c in names if c.startswith(FACTOR_PREFIX) and c != f"{FACTOR_PREFIX}seed"]
-    held = [FACTOR_PREFIX + name for name in by]
-    for name, column in zip(by, held, strict=True):
-        if column not in columns:
-            swept = [c.removeprefix(FACTOR_PREFIX) for c in columns]
-            raise refuse("by", name, "no such swept factor", swept)
-    named = {_levels(group, columns): arm for _, arm, _, group in arms}
-    usual = dict(zip(columns, _levels(base_runs, columns), strict=True))
-    for study, arm, _, group in arms:
-        wanted = usual | dict(zip(held, _levels(group, held), strict=True))
-        if tuple(wanted.values()) not in named:
-            problem = f"arm {arm} has none of its levels to be compared with in study {study}"
-            raise refuse("by", ",".join(by), problem, list(named.values()))
-        yield study, arm, named[tuple(wanted.values())]
+    levels = {arm: _levels(group, columns) for _, arm, _, group in arms}
+    yield from ((study, arm, other) for arm, other in opponents(levels, base, by).items())
 
 
-def _levels(group: pd.DataFrame, columns: Sequence[str]) -> tuple[str, ...]:
-    """The arm's values of these factors; one that it does not have is null."""
-    return tuple(str(value) for value in group[list(columns)].iloc[0].fillna("null"))
+def _levels(group: pd.DataFrame, columns: Sequence[str]) -> dict[str, str]:
+    """The arm's values of these factors by their keys; one that it does not have is null."""
+    values = group[list(columns)].iloc[0].fillna("null")
+    return {c.removeprefix(FACTOR_PREFIX): str(v) for c, v in zip(columns, values, strict=True)}
 
 
 def _samples(x: pd.Series[float], y: pd.Series[float], test: str) -> tuple[Array, Array, str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from grpolab.results.metrics import spoken
+from grpolab.results.metrics import decimals, spoken
 from grpolab.tracking.folder import write_atomically
 
 PREAMBLE = r"% \usepackage{array, booktabs, siunitx, tabularx}"
@@ -44,17 +44,17 @@ def verdicts_markdown(verdicts: pd.DataFrame, digits: int = 3) -> str:
     head = ["metric", "arm", "n", "mean", "baseline", "difference", "interval", "p", "verdict"]
     lines = [head, ["---"] * 2 + ["---:"] * 6 + ["---"]]
     for row in _rows(verdicts):
-        delta = _number(row["delta"], digits, signed=True)
+        delta = decimals(row["delta"], digits, signed=True)
         lines.append(
             [
                 str(row["metric"]),
                 _in_markdown(_arm(row, verdicts)),
                 str(row["n"]),
-                _number(row["mean"], digits),
-                _number(row["baseline_mean"], digits),
+                decimals(row["mean"], digits),
+                decimals(row["baseline_mean"], digits),
                 f"**{delta}**" if significant(row) else delta,
                 _span(row, digits),
-                _p(row["p_corrected"]),
+                p_value(row["p_corrected"]),
                 spoken(str(row["verdict"]), str(row["metric"])),
             ]
         )
@@ -112,7 +112,7 @@ def _cells(row: Mapping[Any, Any], verdicts: pd.DataFrame, digits: int) -> list[
         _tex_number(row["mean"], digits),
         rf"\bfseries {delta}" if significant(row) else delta,
         latex(_span(row, digits)).replace("[-", "[$-$").replace(", -", ", $-$"),
-        latex(_p(row["p_corrected"])).replace(r"\textless{}", "$<$"),
+        latex(p_value(row["p_corrected"])).replace(r"\textless{}", "$<$"),
         spoken(str(row["verdict"]), str(row["metric"])),
     ]
 
@@ -128,7 +128,6 @@ def note(verdicts: pd.DataFrame) -> str:
         return "No arm to compare with a baseline."
     counts = sorted({int(n) for n in verdicts["n"]})
     n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    tests = dict.fromkeys(str(test).partition("; failed: ")[0] for test in verdicts["test"])
     lost = [
         f"{row['arm']} {failed}"
         for row in _rows(verdicts)
@@ -140,13 +139,20 @@ def note(verdicts: pd.DataFrame) -> str:
     parts = [
         f"Final values (mean of the last 10 % of evaluations) of n = {n} runs an arm against "
         f"{_and(dict.fromkeys(verdicts['baseline']))}",
-        f"test: {_and(tests)}; p corrected by {_and(dict.fromkeys(verdicts['correction']))} over "
-        f"{len(verdicts)} comparisons",
+        *rules_in_words(verdicts),
         f"interval of the difference: {_and(intervals)}" if intervals else "no intervals",
         "bold: better or worse after correction",
         *([f"failed runs, left out of n: {'; '.join(dict.fromkeys(lost))}"] if lost else []),
     ]
     return ". ".join(part[0].upper() + part[1:] for part in parts) + "."
+
+
+def rules_in_words(verdicts: pd.DataFrame) -> list[str]:
+    """How p came about: the test, the correction, and over how many comparisons."""
+    tests = dict.fromkeys(str(test).partition("; failed: ")[0] for test in verdicts["test"])
+    by = _and(dict.fromkeys(verdicts["correction"]))
+    many = f"{len(verdicts)} comparison{'s' * (len(verdicts) > 1)}"
+    return [f"test: {_and(tests)}; p corrected by {by} over {many}"]
 
 
 def significant(row: Mapping[Any, Any]) -> bool:
@@ -172,24 +178,18 @@ def _arm(row: Mapping[Any, Any], verdicts: pd.DataFrame) -> str:
     return f"{row['study']}: {row['arm']}" if several else str(row["arm"])
 
 
-def _number(value: object, digits: int, signed: bool = False) -> str:
-    number = float(str(value))
-    if not math.isfinite(number):
-        return "–"
-    return f"{number:+.{digits}f}" if signed else f"{number:.{digits}f}"
-
-
 def _tex_number(value: object, digits: int, signed: bool = False) -> str:
-    shown = _number(value, digits, signed)
+    shown = decimals(value, digits, signed)
     return "{--}" if shown == "–" else shown  # an S column takes text only in braces
 
 
 def _span(row: Mapping[Any, Any], digits: int) -> str:
-    low, high = (_number(row[end], digits, signed=True) for end in ("low", "high"))
+    low, high = (decimals(row[end], digits, signed=True) for end in ("low", "high"))
     return "–" if "–" in (low, high) else f"[{low}, {high}]"
 
 
-def _p(value: object) -> str:
+def p_value(value: object) -> str:
+    """A p to three decimals, `<.001` below; a dash for none."""
     number = float(str(value))
     if not math.isfinite(number):
         return "–"

@@ -32,9 +32,10 @@ import pandas as pd
 from scipy import stats
 
 from grpolab.results import statistics
+from grpolab.results.family import names_of
 from grpolab.results.frames import Results, ResultsError, refuse
 from grpolab.results.metrics import describe
-from grpolab.results.pairs import TESTS, Array, Pair, names_of, pairs_of
+from grpolab.results.pairs import TESTS, Array, Pair, pairs_of
 from grpolab.results.statistics import Comparison, Dunnett
 from grpolab.results.summary import run_values
 from grpolab.results.words import in_words
@@ -104,7 +105,7 @@ def verdicts(
     where there are too many to count; the default gives the same table every time. `by`: factors
     within whose levels arms are compared, as a list or separated by commas. A study without
     baseline runs has no verdicts, an arm without values a row without numbers. The frame's `attrs`
-    keep alpha and equivalence.
+    keep alpha, equivalence and by.
     """
     rules = Rules.of(alpha, correction, test, equivalence, by)
     source = rng or np.random.default_rng(0)
@@ -117,7 +118,7 @@ def verdicts(
         judge = _dunnett if rules.correction == DUNNETT else _each
         rows += [_row(judged, rules) for judged in judge(family, rules)]
     judged = pd.DataFrame(rows, columns=list(VERDICT_COLUMNS))
-    judged.attrs = {"alpha": rules.alpha, "equivalence": rules.equivalence}
+    judged.attrs = {"alpha": rules.alpha, "equivalence": rules.equivalence, "by": rules.by}
     return judged
 
 

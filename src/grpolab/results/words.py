@@ -41,7 +41,8 @@ def in_words(verdicts: pd.DataFrame) -> list[str]:
 
 def _sentence(row: dict[Any, Any], family: int, alpha: float, margin: float | None) -> str:
     head = f"{row['arm']} against {row['baseline']} on {row['metric']}"
-    seen = f"difference {row['delta']:+.3g}, {_between(row)}, n={row['n']}"
+    size = f"{row['delta']:+.3g}" if row["delta"] else "exactly 0"
+    seen = f"difference {size}, {_between(row)}, n={row['n']}"
     p = f"p={row['p_corrected']:.2g} ({row['correction']})"
     if row["verdict"] in ("better", "worse"):
         said = spoken(str(row["verdict"]), str(row["metric"]))
@@ -61,7 +62,9 @@ def _sentence(row: dict[Any, Any], family: int, alpha: float, margin: float | No
 def _between(row: dict[Any, Any]) -> str:
     if not math.isfinite(row["low"]):
         return "no bounded interval"
-    return f"{row['interval']} [{row['low']:+.3g}, {row['high']:+.3g}]"
+    kind, _, level = str(row["interval"]).rpartition(" ")
+    named = f"{kind[:1].upper()}{kind[1:]} {float(level.rstrip('%')):.4g} % interval"
+    return f"{named} [{row['low']:+.3g}, {row['high']:+.3g}]"
 
 
 def _ruled_out(row: dict[Any, Any]) -> str:

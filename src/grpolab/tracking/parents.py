@@ -7,7 +7,9 @@ from typing import Any
 from grpolab.tracking.listing import COUNT
 
 
-def find_parent(client: Any, experiment_id: str, sweep: str, known: str | None = None) -> str | None:
+def find_parent(
+    client: Any, experiment_id: str, sweep: str, known: str | None = None
+) -> str | None:
     """The id of the run that lists a sweep's jobs; None where that store has none.
 
     Args:

@@ -24,7 +24,7 @@ from grpolab.results.figures.common import (
     row_label,
 )
 from grpolab.results.frames import refuse
-from grpolab.results.metrics import describe, spoken
+from grpolab.results.metrics import decimals, describe, spoken
 
 
 class Look(NamedTuple):
@@ -110,14 +110,15 @@ def _draw_row(axes: Axes, y: int, row: dict[Any, Any]) -> None:
     # a bound of NaN or infinity: nothing is drawn rather than a bar that ends somewhere
     if math.isfinite(low) and math.isfinite(high):
         axes.plot([low, high], [y, y], color=look.colour, lw=1.4, solid_capstyle="butt", zorder=3)
-        span = f"[{low:+.3f}, {high:+.3f}]"
+        span = f"[{decimals(low, signed=True)}, {decimals(high, signed=True)}]"
     else:
         span = "no interval"
     axes.plot(
         [delta], [y], look.marker, color=look.colour, ms=5, mew=1,
         mfc=look.colour if look.filled else "white", zorder=4,
     )  # fmt: skip
-    note(axes, y, f"n = {row['n']}  {delta:+.3f} {span}{lost}".replace("-", "−"))
+    told = f"n = {row['n']}  {decimals(delta, signed=True)} {span}{lost}"
+    note(axes, y, told.replace("-", "−"))
 
 
 def _legend(figure: Figure, table: pd.DataFrame, margin: float | None) -> None:

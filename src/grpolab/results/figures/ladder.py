@@ -38,7 +38,7 @@ from grpolab.results.figures.common import (
 )
 from grpolab.results.frames import Results, refuse
 from grpolab.results.from_mlflow import overrides
-from grpolab.results.metrics import describe
+from grpolab.results.metrics import decimals, describe
 from grpolab.results.style import ArmStyle, arm_styles
 
 FEWEST_ARMS = 3
@@ -110,7 +110,7 @@ def _rungs(
         step = ""
         if rung in one.against:
             other = means[one.rungs[one.against[rung]]].mean
-            step = f"  {means[arm].mean - other:+.3f}".replace("-", "−")
+            step = f"  {decimals(means[arm].mean - other, signed=True)}".replace("-", "−")
         note(axes, y, f"n = {means[arm].n}{step}")
     arm_rows(axes, labels)
 

@@ -41,6 +41,11 @@ class Source:
     more: tuple[str, ...] = ()
     order: tuple[str, ...] = ()
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """All metrics that are compared."""
+        return (self.metric, *self.more)
+
 
 @dataclass(frozen=True)
 class Entry:
