@@ -20,6 +20,8 @@ OWN_KEYS = {
     "out": "write the plan to this .json file, too",
     "plan.effect": "the effect to find, in standard deviations of a run over seeds (1.0)",
     "plan.correlation": "between the runs of one seed in two arms (0.5)",
+    "plan.metric": "what analyze's metric= will be, one or several (eval/accuracy)",
+    "plan.by": "what analyze's by= will be: factors within whose levels arms are compared (null)",
 }
 USAGE = """usage: grpolab plan [-m] <what grpolab train would get> [key=value …]
 
@@ -42,6 +44,8 @@ def plan(arguments: Sequence[str]) -> int:
     if any(a in ("-h", "--help") for a in arguments):
         print(USAGE.format(keys="\n".join(f"  {k:<18}{v}" for k, v in OWN_KEYS.items())))
         return 0
+    from grpolab.results.family import names_of
+
     words, own = split(arguments)
     effect = number("plan.effect", own.get("plan.effect", "1.0"), "a number above 0")
     correlation = number(
@@ -54,7 +58,10 @@ def plan(arguments: Sequence[str]) -> int:
             f"plan.correlation: {correlation:g} given; allowed: a number from -1 to below 1."
         )
     out = output_file(own.get("out"))
-    found = made(words, effect, correlation)
+    metrics = names_of(own.get("plan.metric", "eval/accuracy"))
+    if not metrics:
+        raise ConfigError("plan.metric: no name given; allowed: one or more metrics.")
+    found = made(words, effect, correlation, metrics, names_of(own.get("plan.by")))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -109,7 +116,13 @@ def output_file(text: str | None) -> Path | None:
     return path
 
 
-def made(words: Sequence[str], effect: float, correlation: float) -> dict[str, Any]:
+def made(
+    words: Sequence[str],
+    effect: float,
+    correlation: float,
+    metrics: Sequence[str],
+    by: Sequence[str],
+) -> dict[str, Any]:
     """The plan; without any job that could run, what was refused alone."""
     from grpolab.cli.train import own_launcher
     from grpolab.sweep import plan as planning
@@ -139,6 +152,8 @@ def made(words: Sequence[str], effect: float, correlation: float) -> dict[str, A
         effect=effect,
         correlation=correlation,
         workers=jobs_at_once(launcher, sweep),
+        metrics=metrics,
+        by=by,
     )
 
 

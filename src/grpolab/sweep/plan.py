@@ -8,7 +8,9 @@
   state is done, running, pending (never started, or to be gone on with) or failed; estimate is
   {tokens, seconds, bytes, past_runs}, or null where no past run has the job's shape.
 - arms: [{arm, baseline, changes: {key: {from, to}}, seeds, states: {state: number}}].
-- seeds_can_show: the fields of `grpolab.results.power.Seeds`, and sentences; null with one arm.
+- seeds_can_show: the fields of `grpolab.results.power.Seeds`, of the family of comparisons that
+  `grpolab analyze` would test with the same metric= and by= (family: {metrics, by, against: {arm:
+  the arm it is compared with}}), and sentences; null with one arm.
 - cost of what is left to do: {jobs, jobs_with_estimate, past_runs, tokens, tokens_at_most, seconds,
   workers, wall_seconds, bytes}; sums over the jobs that have an estimate, null where none has.
 - done: [job_id]. notes: [sentence].
@@ -24,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpolab.component import settings_of
+from grpolab.component import ConfigError, settings_of
 from grpolab.config import Run
 from grpolab.sweep.compose import Job, Refused, Sweep
 from grpolab.sweep.manifest import Member, job_value, members
@@ -35,6 +37,9 @@ from grpolab.tracking.folder import RunFolder
 
 if TYPE_CHECKING:
     from grpolab.results.power import Seeds
+
+METRIC = "eval/accuracy"
+"""What arms are compared in, unless told."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,8 @@ def plan(
     effect: float,
     correlation: float,
     workers: int | None,
+    metrics: Sequence[str] = (METRIC,),
+    by: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The plan of a sweep, as above; nothing is written.
 
@@ -87,9 +94,11 @@ def plan(
         effect: in standard deviations of a run over seeds.
         correlation: between the runs of one seed.
         workers: jobs at once; None where the launcher does not say.
+        metrics: that arms would be compared in.
+        by: factors within whose levels arms would be compared.
 
     Raises:
-        ConfigError: the baseline is not swept.
+        ConfigError: the baseline is not swept, or a factor of `by`.
     """
     first = jobs[0].run
     arms = members(sweep, first.tracking.baseline)
@@ -110,7 +119,7 @@ def plan(
         "seeds": list(dict.fromkeys(m.seed for m in arms)),
         "jobs": listed,
         "arms": shown,
-        "seeds_can_show": _seeds(shown, effect, correlation),
+        "seeds_can_show": _seeds(shown, baseline, effect, correlation, metrics, by),
         "cost": _cost(jobs, listed, workers),
         "done": [j["job_id"] for j in listed if j["state"] == "done"],
         "notes": [*notes([j.run for j in jobs], sweep.factors), *same_runs(arms)],
@@ -200,18 +209,56 @@ def same_runs(arms: Sequence[Member]) -> list[str]:
 
 
 def _seeds(
-    arms: Sequence[Mapping[str, Any]], effect: float, correlation: float
+    arms: Sequence[Mapping[str, Any]],
+    baseline: Mapping[str, str],
+    effect: float,
+    correlation: float,
+    metrics: Sequence[str],
+    by: Sequence[str],
 ) -> dict[str, Any] | None:
-    """Of the comparison with the fewest paired seeds, after Holm over all of them."""
+    """Of the comparison with the fewest paired seeds, after Holm over the whole family."""
     from grpolab.results.power import seeds
 
-    base = next((set(arm["seeds"]) for arm in arms if arm["baseline"]), set())
-    others = [arm for arm in arms if not arm["baseline"]]
-    n = min((len(base & set(arm["seeds"])) for arm in others), default=0)
+    against = _against(arms, baseline, by)
+    own = {arm["arm"]: set(arm["seeds"]) for arm in arms}
+    n = min((len(own[arm] & own[other]) for arm, other in against.items()), default=0)
     if not n:
         return None
-    found = seeds(n, len(others), effect, correlation)
-    return {**asdict(found), "sentences": sentences(found)}
+    found = seeds(n, len(against) * len(metrics), effect, correlation)
+    return {
+        **asdict(found),
+        "family": {"metrics": list(metrics), "by": list(by), "against": against},
+        "sentences": [family_sentence(against, metrics, by), *sentences(found)],
+    }
+
+
+def _against(
+    arms: Sequence[Mapping[str, Any]], baseline: Mapping[str, str], by: Sequence[str]
+) -> dict[str, str]:
+    """{arm: the arm that the analysis compares it with}."""
+    from grpolab.results.family import opponents
+    from grpolab.results.frames import ResultsError
+
+    changes = {arm["arm"]: {k: c["to"] for k, c in arm["changes"].items()} for arm in arms}
+    base = next((arm["arm"] for arm in arms if arm["baseline"]), None)
+    if base is None:
+        return {}
+    try:
+        return opponents({arm: {**baseline, **own} for arm, own in changes.items()}, base, by)
+    except ResultsError as error:
+        raise ConfigError(f"plan.{error}.") from error
+
+
+def family_sentence(against: Mapping[str, str], metrics: Sequence[str], by: Sequence[str]) -> str:
+    """Which comparisons are corrected for together, and what `grpolab analyze` is to be given."""
+    what = f"{len(against)} arm{'s' * (len(against) > 1)} against the baseline"
+    what += f"'s choice at the same level of {', '.join(by)}" if by else ""
+    on = f"on {', '.join(metrics)}"
+    count = len(against) * len(metrics)
+    given = [f"metric=[{','.join(metrics)}]"] if list(metrics) != [METRIC] else []
+    given += [f"by={','.join(by)}"] if by else []
+    told = f" (grpolab analyze {' '.join(given)})" if given else ""
+    return f"One family of {count} comparison{'s' * (count > 1)}: {what} {on}{told}."
 
 
 def sentences(s: Seeds) -> list[str]:
