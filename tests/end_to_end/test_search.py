@@ -10,6 +10,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
@@ -124,6 +125,30 @@ def test_mlflow_has_a_parent_and_says_what_was_pruned(undisturbed: Searched) -> 
         assert child.info.status == ("KILLED" if ended else "FINISHED")
         assert ("grpolab.pruned" in child.data.tags) == ended
         assert child.data.params["optimizer.lr"] == trial["overrides"]["optimizer.lr"]
+
+
+def test_its_analysis_lies_at_its_mlflow_run(undisturbed: Searched) -> None:
+    from mlflow import MlflowClient
+
+    name = undisturbed.folder.name
+    client = MlflowClient(tracking_uri=f"sqlite:///{undisturbed.out / 'mlflow.db'}")
+    run_id = json.loads(undisturbed.folder.with_suffix(".json").read_text())["parent_run_id"]
+    assert client.get_run(run_id).info.status == "FINISHED"
+    logged = {
+        entry.path.removeprefix("analysis/")
+        for below in ("analysis", "analysis/figures", "analysis/tables", "analysis/experiment")
+        for entry in client.list_artifacts(run_id, below)
+        if not entry.is_dir
+    }
+    figures = {f"figures/search_history.{kind}" for kind in ("caption.txt", "pdf", "png", "svg")}
+    tables = {"tables/trials.csv", "tables/trials.md"}
+    assert logged == figures | tables | {"search.json", "experiment/best.yaml"}
+    assert "MLflow has not got" not in undisturbed.done.stderr
+    rows = pd.read_csv(undisturbed.out / "analysis" / name / "tables" / "trials.csv")
+    trials = undisturbed.trials
+    assert list(rows["state"]) == [trial["state"] for trial in trials]
+    assert list(rows["optimizer.lr"]) == [pytest.approx(rate(trial)) for trial in trials]
+    assert list(rows.loc[rows["best"], "trial"]) == [min(trials, key=rate)["trial"]]
 
 
 def test_status_and_resume_know_a_search(
@@ -295,7 +320,10 @@ def test_sync_makes_a_search_anew_in_another_store(undisturbed: Searched, tmp_pa
     (experiment,) = [e for e in client.search_experiments() if e.name == "tuned"]
     for run in client.search_runs([experiment.experiment_id]):
         client.delete_run(run.info.run_id)
+    manifest = undisturbed.folder.with_suffix(".json")
+    ours = json.loads(manifest.read_text())["parent_run_id"]
     assert main(["sync", f"output_dir={undisturbed.out}", "study=tuned", f"uri={uri}"]) == 0
+    assert json.loads(manifest.read_text())["parent_run_id"] == ours  # of its own store
     runs = client.search_runs([experiment.experiment_id])
     (parent,) = [r for r in runs if "grpolab.job_id" not in r.data.tags]
     best = min(undisturbed.trials, key=rate)

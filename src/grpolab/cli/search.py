@@ -84,6 +84,7 @@ def run_search(command: Command, sweep: Sweep) -> int:
             left_alone = _drive(search, study, pool, sweep_id, record, launcher.in_process)
             files = _write_results(search, study, sweep_id, folder)
             finished(study)
+    _draw(search, study, sweep_id, files)
     return _report(search, study, sweep_id, files, left_alone)
 
 
@@ -221,6 +222,33 @@ def _write_results(search: Search, study: Study, sweep_id: str, folder: Path) ->
     return files
 
 
+def _draw(search: Search, study: Study, sweep_id: str, files: Mapping[int, str]) -> None:
+    """The search's analysis in its folder and at its MLflow run: history, trials, the best file.
+    The search has ended well, whatever becomes of it."""
+    from grpolab.results.artifacts import log_analysis
+    from grpolab.sweep.preflight import tracking_uri
+    from grpolab.sweep.search.record import results
+
+    run = search.run
+    out = Path(run.output_dir) / "analysis" / sweep_id
+    try:
+        from grpolab.results.trials import write
+
+        made = write(results(search, study, sweep_id, files), out)
+    except Exception as error:
+        print(f"{out} could not be written ({error}).", file=sys.stderr)
+        return
+    made["search.json"] = search.folder(sweep_id) / "search.json"
+    made |= {f"experiment/{Path(path).name}": Path(path) for path in files.values()}
+    if run.tracking.mlflow:
+        problem = log_analysis(
+            made, output_dir=run.output_dir, study=run.study, sweep=sweep_id,
+            uri=tracking_uri(run), again="the same command",
+        )  # fmt: skip
+        if problem:
+            print(problem, file=sys.stderr)
+
+
 def _head(search: Search, sweep_id: str, trial: Any, trials: int) -> str:
     """The comment of an experiment file: where it comes from, and on which seeds it was tuned."""
     found = _values(search, trial)
@@ -267,5 +295,6 @@ def _report(
         ]  # fmt: skip
         print(f"    {shlex.join(words)}  # on seeds {_listed(search.report_seeds)}")
     print(f"  {search.folder(sweep_id) / 'search.json'}, optuna.db")
+    print(f"  history and trials: {Path(search.run.output_dir) / 'analysis' / sweep_id}")
     ended = not (study.left() or study.begun())
     return 0 if ended and not states.get("fail") else 1
