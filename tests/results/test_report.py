@@ -222,7 +222,7 @@ def test_metrics_and_levels_have_their_sections_and_tables(tmp_path: Path) -> No
         assert " ".join(with_minus(line).split()) in text
     assert "p corrected by holm over 6 comparisons. α = 0.05. Equivalence margin ±0.2." in text
     assert "Compared within the levels of kl." in text
-    row = made.verdicts.set_index(["metric", "arm"]).loc[("eval/pass@8", "clip=none,kl=10")]
+    row: Any = made.verdicts.set_index(["metric", "arm"]).loc[("eval/pass@8", "clip=none,kl=10")]
     cells = f"{decimals(row['delta'], signed=True)} [{decimals(row['low'], signed=True)}, "
     assert with_minus(cells) in text
     assert f"{row['verdict']} kl=10" in text  # against what

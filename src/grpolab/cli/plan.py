@@ -35,6 +35,8 @@ chooses the combinations of the swept factors: grpolab list design
 search=optuna searches settings instead: its space is checked, and trials × seeds are said
 
 exit code: 0, or 2 if a job is refused (each is said)"""
+METRIC = "eval/accuracy"
+"""What arms are compared in, unless told: analyze's own default."""
 MOST_ROWS = 40
 """Jobs that are listed on the screen."""
 
@@ -58,7 +60,7 @@ def plan(arguments: Sequence[str]) -> int:
             f"plan.correlation: {correlation:g} given; allowed: a number from -1 to below 1."
         )
     out = output_file(own.get("out"))
-    metrics = names_of(own.get("plan.metric", "eval/accuracy"))
+    metrics = names_of(own.get("plan.metric", METRIC))
     if not metrics:
         raise ConfigError("plan.metric: no name given; allowed: one or more metrics.")
     found = made(words, effect, correlation, metrics, names_of(own.get("plan.by")))
@@ -120,8 +122,8 @@ def made(
     words: Sequence[str],
     effect: float,
     correlation: float,
-    metrics: Sequence[str],
-    by: Sequence[str],
+    metrics: Sequence[str] = (METRIC,),
+    by: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The plan; without any job that could run, what was refused alone."""
     from grpolab.cli.train import own_launcher

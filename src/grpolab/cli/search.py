@@ -295,6 +295,8 @@ def _report(
         ]  # fmt: skip
         print(f"    {shlex.join(words)}  # on seeds {_listed(search.report_seeds)}")
     print(f"  {search.folder(sweep_id) / 'search.json'}, optuna.db")
-    print(f"  history and trials: {Path(search.run.output_dir) / 'analysis' / sweep_id}")
+    drawn = Path(search.run.output_dir) / "analysis" / sweep_id
+    if drawn.is_dir():
+        print(f"  history and trials: {drawn}")
     ended = not (study.left() or study.begun())
     return 0 if ended and not states.get("fail") else 1

@@ -77,7 +77,7 @@ def trial_table(found: Mapping[str, Any]) -> pd.DataFrame:
 def trials_markdown(table: pd.DataFrame, found: Mapping[str, Any]) -> str:
     """The table to read: the best trials bold, four digits."""
     goals = [goal["metric"] for goal in found["objective"]]
-    shown = [name for name in table if name not in ("best", "reason")]
+    shown = [str(name) for name in table if name not in ("best", "reason")]
     lines = [shown, ["---:" if name in ("trial", "steps", *goals) else "---" for name in shown]]
     for row in table.to_dict("records"):
         cells = [_cell(row[name]) for name in shown]

@@ -134,7 +134,7 @@ def _find_parent(path: Path, uri: str, output_dir: Path, home: bool) -> str:
 
 
 def _made_parent(
-    client: Any, experiment: str, manifest: Mapping[str, Any], listing: Mapping[str, str]
+    client: Any, experiment: str, manifest: Mapping[str, Any], listing: dict[str, str]
 ) -> str:
     search = manifest.get("search")
     own = {"grpolab.study": manifest["study"], "grpolab.sweep": manifest["sweep"]}
