@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpolab.component import ConfigError, nearest
+from grpolab.results.family import METRIC, names_of
 
 if TYPE_CHECKING:
     from grpolab.sweep.compose import Refused, Sweep
@@ -35,8 +36,6 @@ chooses the combinations of the swept factors: grpolab list design
 search=optuna searches settings instead: its space is checked, and trials × seeds are said
 
 exit code: 0, or 2 if a job is refused (each is said)"""
-METRIC = "eval/accuracy"
-"""What arms are compared in, unless told: analyze's own default."""
 MOST_ROWS = 40
 """Jobs that are listed on the screen."""
 
@@ -46,8 +45,6 @@ def plan(arguments: Sequence[str]) -> int:
     if any(a in ("-h", "--help") for a in arguments):
         print(USAGE.format(keys="\n".join(f"  {k:<18}{v}" for k, v in OWN_KEYS.items())))
         return 0
-    from grpolab.results.family import names_of
-
     words, own = split(arguments)
     effect = number("plan.effect", own.get("plan.effect", "1.0"), "a number above 0")
     correlation = number(

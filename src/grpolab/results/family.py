@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+METRIC = "eval/accuracy"
+"""What arms are compared in, unless told."""
+
 
 def names_of(given: str | Sequence[str] | None) -> tuple[str, ...]:
     """Names as a list, separated by commas, in brackets, or null; each once."""

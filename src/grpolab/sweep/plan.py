@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from grpolab.component import ConfigError, settings_of
 from grpolab.config import Run
+from grpolab.results.family import METRIC
 from grpolab.sweep.compose import Job, Refused, Sweep
 from grpolab.sweep.manifest import Member, job_value, members
 from grpolab.sweep.notes import notes
@@ -37,9 +38,6 @@ from grpolab.tracking.folder import RunFolder
 
 if TYPE_CHECKING:
     from grpolab.results.power import Seeds
-
-METRIC = "eval/accuracy"
-"""What arms are compared in, unless told."""
 
 
 @dataclass(frozen=True)
