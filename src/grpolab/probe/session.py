@@ -59,8 +59,9 @@ def probe(
             steps on fresh prompts.
         fresh: batches of fresh completions that the true gradient then is estimated from; 0: none.
         parts: of signal, shares, tokens: what is wanted beside norms and cosines.
-        group_sizes: smaller groups whose signal and noise are measured, too: a backward pass over
-            the batch for each size and each arm that differs from the others.
+        group_sizes: smaller groups whose signal and noise are measured beside the whole ones: a
+            backward and a forward-mode pass over the batch for each size and each arm that differs
+            from the others.
         settings: overrides of groups: model="tiny", task="gsm8k".
 
     Raises:
