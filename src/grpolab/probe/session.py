@@ -82,10 +82,12 @@ def measure(asked: Resolved, *, keep: bool = False) -> Probe:
     """Draws the rollouts and probes them."""
     from grpolab.sweep.preflight import check
     from grpolab.training.loop import prepare_torch
+    from grpolab.training.memory import keep_freed_memory
 
     base, arms = asked.base, asked.arms
     ready = check(base)
     prepare_torch(base)
+    keep_freed_memory()
     references = any(map(_has_model, arms))
     state = load_state(base, ready.encoder, asked.place, needs_reference=references)
     memory: dict[Any, Any] = {}

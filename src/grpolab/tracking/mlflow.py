@@ -97,6 +97,13 @@ def client_of(uri: str) -> Any:
     return MlflowClient(tracking_uri=uri)
 
 
+def load() -> None:
+    """Imports MLflow, or waits until another thread has; an error is left to whoever uses it."""
+    with suppress(Exception):
+        import mlflow  # noqa: F401
+        from mlflow import MlflowClient  # noqa: F401  (lazily loaded by the package)
+
+
 def make_schema(path: Path) -> None:
     """An empty sqlite store at `path`, unless there is one.
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from grpolab.tracking.mlflow import MlflowRun, Point
+from grpolab.tracking.mlflow import MlflowRun, Point, load
 
 NAME = "grpolab-sender"
 RETRY_SECONDS = 5.0
@@ -61,6 +61,7 @@ class Sender:
         """Sends the rest, and then does the `last` thing with the run; None, or what kept it from
         that for so long."""
         seconds = FINISH_SECONDS if seconds is None else seconds
+        load()  # on a machine that is busy its import alone may take as long
         self._last, self._deadline = last, time.monotonic() + seconds
         self._ending.set()
         self.start()
