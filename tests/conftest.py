@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from itertools import cycle
@@ -27,12 +26,6 @@ SLOWEST_FIRST = tuple(
     )
 )  # fmt: skip
 """Files of minutes and of tens of seconds, below tests/."""
-
-
-def pytest_collection_finish() -> None:
-    """Thousands of collected tests live to the end: no collection need walk them again."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)
