@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
+import gc
+import io
 import os
 import sys
 import threading
@@ -14,8 +17,9 @@ def end(code: int) -> NoReturn:
     """Ends this process as `sys.exit` does, but leaves memory to the kernel.
 
     Taking torch, Transformers and MLflow apart costs the interpreter two seconds. What is
-    registered for an exit is done, and what was printed goes out. Where a thread has still to be
-    waited for, the interpreter ends in its own way.
+    registered for an exit is done, and what was printed, or written to a file that is still open,
+    a reward's own log among them, goes out. Where a thread has still to be waited for, the
+    interpreter ends in its own way.
     """
     main = threading.main_thread()
     if threading.current_thread() is not main or any(
@@ -23,7 +27,17 @@ def end(code: int) -> NoReturn:
     ):
         sys.exit(code)
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):  # closed, or nobody reads
-            stream.flush()
+    flush_all()
     os._exit(code)
+
+
+def flush_all() -> None:
+    """Writes out what Python's and C's open files hold back."""
+    # by type: isinstance would ask proxies for their class, which some import things for
+    files = [found for found in gc.get_objects() if issubclass(type(found), io.IOBase)]
+    # text files first: they hand on to the buffers below them
+    for file in sorted(files, key=lambda f: not isinstance(f, io.TextIOBase)):
+        with suppress(Exception):  # closed, not writable, or nobody reads
+            file.flush()
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).fflush(None)

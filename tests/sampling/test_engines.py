@@ -82,7 +82,8 @@ def test_attention_by_plain_products_is_the_same(
     policy: Policy, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The way of every other device, beside the fused kernel that a CPU has."""
-    assert decoding.has_flash()
+    if not decoding.has_flash():
+        pytest.skip("this build of PyTorch has no fused attention on a CPU")
     ours = sample(policy, "auto", prompts)
     monkeypatch.setattr(decoding, "has_flash", lambda: False)
     assert_same(sample(policy, "auto", prompts), ours)

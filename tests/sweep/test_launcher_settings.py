@@ -379,7 +379,10 @@ def test_processes_that_are_ready_are_used(tmp_path: Path) -> None:
     assert children() == set()
 
 
-def test_processes_check_before_there_is_a_folder(raws: dict[str, Any], tmp_path: Path) -> None:
+def test_processes_check_before_there_is_a_folder(
+    raws: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # lines on stderr from the first moment on
     outputs, scratch = tmp_path / "outputs", tmp_path / "sweep"
     own = [{**raw, "output_dir": str(outputs)} for raw in raws.values()]
     pool = LocalPool([None, None], fresh=False, scratch=None)
@@ -396,7 +399,10 @@ def test_processes_check_before_there_is_a_folder(raws: dict[str, Any], tmp_path
     while not pool.wait(1.0):
         pass
     assert children() == ready
-    assert (scratch / "workers.log").exists()
+    printed = (scratch / "workers.log").read_text()
+    assert printed.startswith("import time: self [us]")
+    assert printed.count("import time: self [us]") == 2  # of each worker
+    assert printed.count("torch._C") >= 2
     os.kill(min(ready), signal.SIGKILL)
     assert not pool.passes(own)
     pool.close()

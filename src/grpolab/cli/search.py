@@ -84,8 +84,8 @@ def run_search(command: Command, sweep: Sweep) -> int:
             left_alone = _drive(search, study, pool, sweep_id, record, launcher.in_process)
             files = _write_results(search, study, sweep_id, folder)
             finished(study)
-    _draw(search, study, sweep_id, files)
-    return _report(search, study, sweep_id, files, left_alone)
+        drawn = _draw(search, study, sweep_id, files)
+    return _report(search, study, sweep_id, files, left_alone, drawn)
 
 
 def _study(search: Search, folder: Path) -> Study:
@@ -222,7 +222,7 @@ def _write_results(search: Search, study: Study, sweep_id: str, folder: Path) ->
     return files
 
 
-def _draw(search: Search, study: Study, sweep_id: str, files: Mapping[int, str]) -> None:
+def _draw(search: Search, study: Study, sweep_id: str, files: Mapping[int, str]) -> Path | None:
     """The search's analysis in its folder and at its MLflow run: history, trials, the best file.
     The search has ended well, whatever becomes of it."""
     from grpolab.results.artifacts import log_analysis
@@ -237,7 +237,7 @@ def _draw(search: Search, study: Study, sweep_id: str, files: Mapping[int, str])
         made = write(results(search, study, sweep_id, files), out)
     except Exception as error:
         print(f"{out} could not be written ({error}).", file=sys.stderr)
-        return
+        return None
     made["search.json"] = search.folder(sweep_id) / "search.json"
     made |= {f"experiment/{Path(path).name}": Path(path) for path in files.values()}
     if run.tracking.mlflow:
@@ -247,6 +247,7 @@ def _draw(search: Search, study: Study, sweep_id: str, files: Mapping[int, str])
         )  # fmt: skip
         if problem:
             print(problem, file=sys.stderr)
+    return out
 
 
 def _head(search: Search, sweep_id: str, trial: Any, trials: int) -> str:
@@ -269,7 +270,12 @@ def _listed(numbers: list[int]) -> str:
 
 
 def _report(
-    search: Search, study: Study, sweep_id: str, files: Mapping[int, str], left_alone: set[int]
+    search: Search,
+    study: Study,
+    sweep_id: str,
+    files: Mapping[int, str],
+    left_alone: set[int],
+    drawn: Path | None,
 ) -> int:
     """The closing summary."""
     from grpolab.sweep.search.record import arm, describe
@@ -295,8 +301,7 @@ def _report(
         ]  # fmt: skip
         print(f"    {shlex.join(words)}  # on seeds {_listed(search.report_seeds)}")
     print(f"  {search.folder(sweep_id) / 'search.json'}, optuna.db")
-    drawn = Path(search.run.output_dir) / "analysis" / sweep_id
-    if drawn.is_dir():
+    if drawn is not None:
         print(f"  history and trials: {drawn}")
     ended = not (study.left() or study.begun())
     return 0 if ended and not states.get("fail") else 1

@@ -66,11 +66,16 @@ def train(arguments: Sequence[str]) -> int:
         launcher.check([job.raw for job in sweep.jobs])
     left = _left(runs[0], arms)
     early = checked_with_torch(runs, [job.raw for job in sweep.jobs], left, launcher)
-    for note in notes(runs, sweep.factors) if leads() else ():
-        print(f"Note: {note}", file=sys.stderr)
-    if sweep.multirun:
-        return _run_sweep(command, sweep, runs[0], arms, launcher, early)
-    return run_one(sweep.jobs[0].raw, runs[0])
+    try:
+        for note in notes(runs, sweep.factors) if leads() else ():
+            print(f"Note: {note}", file=sys.stderr)
+        if sweep.multirun:
+            return _run_sweep(command, sweep, runs[0], arms, launcher, early)
+        return run_one(sweep.jobs[0].raw, runs[0])
+    except BaseException:
+        if early is not None:  # whose processes nobody else may own yet
+            early.close(kill=True)
+        raise
 
 
 def _folders(run: Run, arms: Sequence[Member]) -> list[RunFolder]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cache
 
@@ -27,12 +26,16 @@ def flash(
 @cache
 def has_flash() -> bool:
     """Whether this build of PyTorch has the kernel, and it says what it is read for."""
-    q = torch.ones(1, 1, 2, 4)
+    q = torch.linspace(-1, 1, 8).view(1, 1, 2, 4)
+    k, v = torch.linspace(-2, 1, 12).view(1, 1, 3, 4), torch.linspace(3, -1, 12).view(1, 1, 3, 4)
+    mask = torch.tensor([0.0, 0.0, -torch.inf]).expand(1, 1, 2, 3)
+    scores = 0.7 * q @ k.mT + mask
     try:
-        out, total = flash(q, q, q, None, 0.0)
+        out, total = flash(q, k, v, mask, 0.7)
     except (AttributeError, RuntimeError, TypeError):
         return False
-    return torch.equal(out, q) and torch.allclose(total, torch.full((1, 1, 2), math.log(2)))
+    same = torch.allclose(out, scores.softmax(dim=-1) @ v, atol=1e-6)
+    return same and torch.allclose(total, scores.logsumexp(dim=-1), atol=1e-6)
 
 
 class DecoderEngine:

@@ -17,6 +17,8 @@ NAME = "grpolab-sender"
 RETRY_SECONDS = 5.0
 FINISH_SECONDS = 15.0
 """For what is left at the end of a run, before it is left to `grpolab sync`."""
+IMPORT_SECONDS = 120.0
+"""For MLflow's import, where a run ends before it."""
 
 
 class Sender:
@@ -61,7 +63,10 @@ class Sender:
         """Sends the rest, and then does the `last` thing with the run; None, or what kept it from
         that for so long."""
         seconds = FINISH_SECONDS if seconds is None else seconds
-        load()  # on a machine that is busy its import alone may take as long
+        # on a machine that is busy MLflow's import alone may take as long
+        importing = threading.Thread(target=load, daemon=True)
+        importing.start()
+        importing.join(IMPORT_SECONDS)
         self._last, self._deadline = last, time.monotonic() + seconds
         self._ending.set()
         self.start()

@@ -51,4 +51,6 @@ def keep_freed_memory(limits: tuple[int, int] = KEPT) -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # macOS, musl, Windows
         return False
-    return bool(mallopt(M_MMAP_THRESHOLD, limits[0]) and mallopt(M_TRIM_THRESHOLD, limits[1]))
+    # versions before 2.34 or so allow 32 MiB at most, and say 0 to more
+    blocks = mallopt(M_MMAP_THRESHOLD, limits[0]) or mallopt(M_MMAP_THRESHOLD, 2**25)
+    return bool(mallopt(M_TRIM_THRESHOLD, limits[1]) and blocks)

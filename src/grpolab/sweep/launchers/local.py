@@ -147,7 +147,8 @@ class LocalPool:
         self._running: dict[str, WorkerProcess] = {}
 
     def prepare(self, jobs: int) -> None:
-        self._idle += [self._start() for _ in range(min(jobs, len(self._free)))]
+        for _ in range(min(jobs, len(self._free))):  # one by one: `close` finds those that started
+            self._idle.append(self._start())
 
     def passes(
         self, raws: Sequence[Mapping[str, Any]], meanwhile: Callable[[], None] = lambda: None
@@ -239,8 +240,9 @@ class WorkerProcess:
         if self._unfiled is None:
             return
         with self._unfiled as before, log_file(scratch) as log:
-            before.seek(0)
-            log.write(before.read())
+            # not by seek: the worker writes at the same place of the same open file
+            size = os.fstat(before.fileno()).st_size
+            log.write(os.pread(before.fileno(), size, 0))
         self._unfiled = None
         self._send({"log": str(scratch.absolute() / LOG)})
 
