@@ -107,6 +107,23 @@ def test_by_the_store_alone(made: tuple[Path, str], tmp_path: Path) -> None:
     assert log(out, tmp_path / "c.txt", study="other", uri=uri) is None
 
 
+def test_a_renamed_experiment_still_gets_it(made: tuple[Path, str], tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    out, run_id = made
+    client = MlflowClient(tracking_uri=default_uri(out))
+    experiment = client.get_run(run_id).info.experiment_id
+    file = tmp_path / "b.txt"
+    file.write_text("found by its id")
+    client.rename_experiment(experiment, "of the spring")
+    try:
+        sweep: dict[str, Any] = {"output_dir": out, "study": "clipping", "sweep": "first"}
+        assert log_analysis({"renamed/b.txt": file}, **sweep) is None
+        assert "renamed" in artifacts(out, run_id)
+    finally:
+        client.rename_experiment(experiment, "clipping")
+
+
 def test_a_sweep_without_mlflow_has_nothing_to_be_logged_to(tmp_path: Path) -> None:
     write_files(tmp_path, FIRST[:1], "first", CREATED)
     assert log(tmp_path, tmp_path / "clipping" / "sweeps" / "first.json") is None

@@ -110,11 +110,10 @@ def _parent(uri: str, output_dir: Path, study: str, sweep: str) -> tuple[Any, st
 
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name(study)
-    if experiment is None:
-        return None
+    place = None if experiment is None else experiment.experiment_id  # renamed, maybe
     manifest = json_object(output_dir / study / "sweeps" / f"{sweep}.json") or {}
     known = manifest.get("parent_run_id")
-    run_id = find_parent(client, experiment.experiment_id, sweep, known)
+    run_id = find_parent(client, place, sweep, known)
     return None if run_id is None else (client, run_id)
 
 

@@ -8,20 +8,21 @@ from grpolab.tracking.listing import COUNT
 
 
 def find_parent(
-    client: Any, experiment_id: str, sweep: str, known: str | None = None
+    client: Any, experiment_id: str | None, sweep: str, known: str | None = None
 ) -> str | None:
     """The id of the run that lists a sweep's jobs; None where that store has none.
 
     Args:
         client: of the store.
-        experiment_id: of the sweep's study.
+        experiment_id: of the sweep's study; None where the store has none of that name, as after a
+            renaming.
         sweep: its id.
         known: the id that the manifest names, which is that of the store the sweep was logged to;
             another store lacks it, and so does one that was made anew.
     """
     if known and _is_there(client, known):
         return known
-    if "'" in sweep:
+    if experiment_id is None or "'" in sweep:
         return None
     where = f"tags.`grpolab.sweep` = '{sweep}' and tags.`{COUNT}` LIKE '%'"
     oldest = ["attributes.start_time ASC"]
