@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor
 
 from grpolab.config import Run, bind_run
+from grpolab.probe.arms import Arm
+from grpolab.probe.parts import difficulty_of
+from grpolab.probe.records import Reading
 from grpolab.probe.session import probe
 from grpolab.rollouts import Rollouts
 from grpolab.sweep.compose import expand, parse_command
@@ -89,3 +93,28 @@ def test_shares_are_those_of_autograd_on_each_part(tmp_path: Path) -> None:
     # the parts of a kind are all of it, and no kind is one part alone
     assert sum(s for (kind, _), s in wanted.items() if kind == "entropy") == pytest.approx(1)
     assert sum(abs(s) > 0.02 for (kind, _), s in wanted.items() if kind == "difficulty") == 2
+
+
+def by_rewards(rewards: list[list[float]], advantages: list[list[float]]) -> Reading:
+    """What an arm with these advantages makes of completions of one token."""
+    run = bind_run(expand(parse_command(list(BASE))).jobs[0].raw)
+    one = torch.ones(sum(map(len, rewards)), 1, dtype=torch.long)
+    rollouts = Rollouts(
+        one, one[:, 0], one, one.bool(), len(rewards[0]), torch.arange(len(rewards)),
+        torch.zeros(len(one), dtype=torch.bool), rewards=torch.tensor(rewards),
+        advantages=torch.tensor(advantages),
+    )  # fmt: skip
+    return Reading(Arm("a", run), rollouts, 0.0)
+
+
+def test_a_wrong_answer_stays_wrong_where_the_right_ones_are_in_groups_left_out() -> None:
+    reading = by_rewards([[0.0, 0.0], [1.0, math.nan]], [[-1.0, -3.0], [1.0, 0.0]])
+    (row,) = difficulty_of(reading, torch.tensor([[1.0], [1.0], [2.0], [0.0]]))
+    assert (row["right"], row["groups"]) == (0, 1)
+    assert (row["toward"], row["away"]) == (0, -2)
+    assert row["share"] == 0.5
+
+
+def test_without_a_whole_group_nothing_is_told_by_right_answers() -> None:
+    reading = by_rewards([[0.0, math.nan], [1.0, math.nan]], [[-1.0, 0.0], [1.0, 0.0]])
+    assert difficulty_of(reading, torch.ones(4, 1)) == []

@@ -12,7 +12,7 @@ from torch import Tensor
 from grpolab.probe.records import Reading
 from grpolab.probe.source import State
 from grpolab.probe.table import Table
-from grpolab.training.metrics import absolute_advantages, right_answers
+from grpolab.training.metrics import absolute_advantages, right_answers, right_mask
 
 KINDS = ("difficulty", "length", "advantage", "entropy")
 """Ways of cutting a gradient."""
@@ -55,7 +55,8 @@ def shares_of(
 
 def difficulty_of(reading: Reading, tokens: Tensor) -> list[dict[str, Any]]:
     """An arm's gradient by the number of right answers in a group; nothing unless the rewards take
-    two values, of which the larger is a right answer's.
+    two values, of which the larger is a right answer's. Groups with an unscorable member are left
+    out.
 
     Of each number k that occurs: arm, group_size, right = k, groups; means over those groups of
     weight = mean |A|, toward and away = ΣA over the right and over the wrong answers by G, square =
@@ -67,8 +68,8 @@ def difficulty_of(reading: Reading, tokens: Tensor) -> list[dict[str, Any]]:
     rollouts, size = reading.rollouts, reading.rollouts.group_size
     assert rollouts.rewards is not None
     assert rollouts.advantages is not None
-    right = right_answers(rollouts.rewards)
-    if right is None:
+    right, good = right_answers(rollouts.rewards), right_mask(rollouts.rewards)
+    if right is None or good is None:
         return []
     mask = rollouts.mask.cpu()
     weights = absolute_advantages(rollouts.advantages, rollouts.mask).reshape(-1, size)
@@ -76,7 +77,6 @@ def difficulty_of(reading: Reading, tokens: Tensor) -> list[dict[str, Any]]:
     if rows.shape[1] > 1:
         rows = (rows * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
     a = rows.reshape(-1, size)
-    good = (rollouts.rewards == rollouts.rewards[right >= 0].max()).cpu()
     by_group = {
         "weight": weights.mean(dim=1),
         "toward": (a * good).sum(dim=1) / size,

@@ -84,14 +84,24 @@ def difficulty_metrics(rewards: Tensor, advantages: Tensor, mask: Tensor) -> dic
 
 
 def right_answers(rewards: Tensor) -> Tensor | None:
-    """[P] how many of a group's rewards [P, G] are the larger of the two values that there are, −1
-    with an unscorable one; None where there are not two."""
+    """[P] how many of a group's rewards [P, G] are right (see `right_mask`), −1 with an unscorable
+    one; None where right is not told from wrong."""
+    right = right_mask(rewards)
+    if right is None:
+        return None
+    whole = torch.isfinite(rewards.cpu()).all(dim=1)
+    return torch.where(whole, right.sum(dim=1), -1)
+
+
+def right_mask(rewards: Tensor) -> Tensor | None:
+    """[P, G] which rewards are the larger of the two values that all scored ones take, those of
+    groups with an unscorable member included; None where there are not two."""
     rewards = rewards.cpu()
-    scored = torch.isfinite(rewards)
-    values = sorted(set(rewards[scored].tolist()))
+    values = sorted(set(rewards[torch.isfinite(rewards)].tolist()))
     if len(values) != 2 or rewards.dim() != 2:
         return None
-    return torch.where(scored.all(dim=1), (rewards == values[1]).sum(dim=1), -1)
+    found: Tensor = rewards == values[1]
+    return found
 
 
 def absolute_advantages(advantages: Tensor, mask: Tensor) -> Tensor:
