@@ -89,6 +89,16 @@ def test_arms_that_agree_share_a_line(found: Probe) -> None:
     assert alike(found.sizes)[0][:2] == ["clip=ppo", "clip=cispo"]
 
 
+def test_arms_that_differ_beside_a_missing_value_have_their_own_lines() -> None:
+    one = by_right(3, [0.1] * 4, [-0.1] * 4)
+    one.loc[1, "share"] = math.nan
+    same, other, whole = (one.assign(arm=name) for name in "bcd")
+    other.loc[2, "weight"] = 0.5
+    whole["share"] = 0.25
+    found = patterns(pd.concat([one, same, other, whole]))
+    assert [names for names, _ in found] == [["a", "b"], ["c"], ["d"]]
+
+
 def test_nothing_to_draw_is_no_figure() -> None:
     assert difficulty(pd.DataFrame()) is None
     assert sizes(pd.DataFrame()) is None

@@ -30,7 +30,7 @@ CAPTION = (
 
 def patterns(frame: pd.DataFrame, tolerance: float = 2e-3) -> list[tuple[list[str], pd.DataFrame]]:
     """[(arms, rows of the first of them)]: arms together with the same groups, weights and shares,
-    to a part of the largest."""
+    to a part of the largest, and with the same ones missing."""
     found: list[tuple[list[str], pd.DataFrame]] = []
     for arm, own in frame.groupby("arm", sort=False):
         for names, known in found:
@@ -46,10 +46,12 @@ def _same(a: pd.DataFrame, b: pd.DataFrame, tolerance: float) -> bool:
     if a["right"].tolist() != b["right"].tolist() or a["groups"].tolist() != b["groups"].tolist():
         return False
     values = [x[["weight", "toward", "away", "share"]].to_numpy(dtype=float) for x in (a, b)]
-    if not np.isfinite(values).all():
-        return bool((np.isfinite(values[0]) == np.isfinite(values[1])).all())
-    scale = np.abs(values[0]).max(axis=0)
-    return bool((np.abs(values[0] - values[1]) <= tolerance * scale).all())
+    known = [np.isfinite(x) for x in values]
+    if (known[0] != known[1]).any():
+        return False
+    one, other = (np.where(mask, x, 0.0) for mask, x in zip(known, values, strict=True))
+    scale = np.abs(one).max(axis=0)
+    return bool((np.abs(one - other) <= tolerance * scale).all())
 
 
 def weight_of_rate(own: pd.DataFrame, rates: Array = RATES) -> Array | None:
