@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
 
 from grpolab.probe.difficulty_figure import difficulty, patterns, weight_of_rate
 from grpolab.probe.exact.identities import weight_of_pass_rate
-from grpolab.probe.figures import cosine_map, short
+from grpolab.probe.figures import cosine_map, norms, short
 from grpolab.probe.records import Probe
 from grpolab.probe.session import probe
 from grpolab.probe.size_figure import alike, sizes
@@ -118,6 +120,35 @@ def test_no_signal_at_all_is_still_a_figure(tmp_path: Path) -> None:
     figure = sizes(frame)
     assert figure is not None
     style.save(figure, tmp_path, "sizes", "x", kinds=("png",))
+
+
+def bars(axes: Axes) -> list[float]:
+    """Half the length of each error bar that a panel draws."""
+    (drawn,) = axes.containers
+    assert isinstance(drawn, ErrorbarContainer)
+    (lines,) = drawn.lines[2]
+    ends = [np.asarray(bar).reshape(-1, 2) for bar in lines.get_segments()]
+    return [
+        float(np.ptp(both, axis=0).max()) / 2
+        for both in ends
+        if np.isfinite(both).all() and len(both)
+    ]
+
+
+def test_an_unknown_error_has_no_bar() -> None:
+    row = {"arm": "a", "groups": 4.0, "prompt_share": 0.5, "prompt_share_error": math.nan}
+    errors = {2: math.nan, 4: 0.25}
+    rows = [{**row, "group_size": g, "snr": 1.0, "snr_error": e} for g, e in errors.items()]
+    figure = sizes(pd.DataFrame(rows))
+    assert figure is not None
+    assert [bars(axes) for axes in figure.axes[:3]] == [[0.25], [1.0], []]
+    gradients = pd.DataFrame({
+        "arm": ["a", "b"], "norm": 1.0, "cosine_to_first": [1.0, 0.5],
+        "cosine_error": [math.nan, 0.125],
+    })  # fmt: skip
+    drawn = norms(gradients)
+    assert drawn is not None
+    assert bars(drawn.axes[1]) == [0.125]
 
 
 def test_cosines_that_are_all_1(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ CAPTIONS = {
     "is 0 are left out.",
     "norms": "Left: norm of each arm's gradient, before any clipping by norm. Right: cosine to the "
     "first arm with its jackknife standard error over groups: what overlaps 1 is not told from it "
-    "by this batch.",
+    "by this batch; without a bar the error is unknown.",
     "parts": "Share of each arm's squared gradient norm by difficulty of the prompt (share of "
     "rewards above the batch's mean), length of the completion, sign of the advantage and entropy "
     "of the token: inner product of the part's gradient with the whole, over the whole's square. "
@@ -149,7 +149,7 @@ def norms(gradients: pd.DataFrame) -> Figure | None:
     left.margins(y=0.5 / max(1, len(gradients)))
     left.set_yticks(y, [short(a) for a in gradients["arm"]], fontsize=5)
     left.invert_yaxis()
-    right.errorbar(gradients["cosine_to_first"], y, xerr=gradients["cosine_error"].fillna(0),
+    right.errorbar(gradients["cosine_to_first"], y, xerr=gradients["cosine_error"],
                    fmt="o", ms=3, lw=0.8, color=style.COLOURS[0])  # fmt: skip
     right.axvline(1, color="0.5", lw=0.7)
     right.set_xlabel("cosine to the first arm ± standard error")

@@ -22,7 +22,7 @@ CAPTION = (
     "of the same prompts takes away. Bottom right: expected cosine between two batches of P "
     "prompts, of the first arm. Arms with the same gradient up to a factor share a line. Bars and "
     "bands: jackknife standard error over prompts; a bar that leaves the panel below reaches 0, "
-    "and estimates below 0 have no place on a log axis."
+    "without a bar the error is unknown, and estimates below 0 have no place on a log axis."
 )
 MOST = 12
 """Arms that are named."""
@@ -89,7 +89,7 @@ def _arm(axes: Axes, own: pd.DataFrame, column: str, look: ArmStyle, aside: floa
     if column != "prompt_share":
         own = own[own[column] > 0]
     axes.errorbar(
-        own["group_size"] * aside, own[column], yerr=own[f"{column}_error"].fillna(0),
+        own["group_size"] * aside, own[column], yerr=own[f"{column}_error"],
         color=look.colour, ls=look.line, marker=look.marker, ms=3, lw=0.9, elinewidth=0.7,
         label=look.label,
     )  # fmt: skip
