@@ -103,7 +103,7 @@ def test_a_filter_has_a_folder_of_its_own(output_dir: Path) -> None:
 
 def test_arguments_of_scripts(output_dir: Path) -> None:
     given = script_input([f"output_dir={output_dir}", "sweep=null", "study=kl", "out=d"])
-    assert (given.metrics, given.out) == (["eval/accuracy"], Path("d"))
+    assert (given.metrics, given.out) == (("eval/accuracy",), Path("d"))
     assert set(given.results.runs["study"]) == {"kl"}
     with pytest.raises(ResultsError, match=r"^sweeep=a: .*nearest: sweep$"):
         script_input(["sweeep=a"])

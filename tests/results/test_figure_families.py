@@ -440,12 +440,17 @@ def test_same_frames_same_bytes_with_their_dark_variants(grid: Results, tmp_path
 
 def test_names_of_figures(first: Results, output_dir: Path, tmp_path: Path) -> None:
     assert figures.chosen("[forest, entropy]") == (["forest", "entropy"], True)
+    assert figures.chosen("['forest', \"entropy\", forest]") == (["forest", "entropy"], True)
     assert figures.chosen("all") == (list(figures.FIGURES), False)
     ask: dict[str, Any] = {"output_dir": output_dir, "sweep": "first", "out": tmp_path / "out"}
     with pytest.raises(ResultsError, match=r"^figures=forst: no such figure; .*nearest: forest$"):
         analyze(**ask, figures="forst")
     with pytest.raises(ResultsError, match=r"^figures=entropy: no run logged policy/entropy"):
         analyze(**ask, figures=["forest", "entropy"])
+    with pytest.raises(ResultsError, match=r"^figures=\[\]: no name given; there is: "):
+        analyze(**ask, figures="[]")
+    with pytest.raises(ResultsError, match=r"^metric=\[\]: no name given; allowed: "):
+        analyze(**ask, metric="[]")
     with pytest.raises(ResultsError, match=r"^dark=perhaps: neither true nor false"):
         analyze(**ask, dark="perhaps")
     assert not (tmp_path / "out").exists()

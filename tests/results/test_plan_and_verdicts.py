@@ -44,6 +44,8 @@ def as_planned(root: Path) -> None:
     [
         ("eval/accuracy", None, 3),
         ("[eval/accuracy,eval/pass@8]", None, 6),
+        ("[eval/accuracy, 'eval/accuracy']", None, 3),
+        ("['eval/accuracy', \"eval/pass@8\"]", "['kl']", 4),
         ("eval/accuracy", "kl", 2),
         ("[eval/accuracy,eval/pass@8]", "clip", 4),
     ],

@@ -40,7 +40,8 @@ def probe(arguments: Sequence[str]) -> int:
         return 0
     from grpolab.probe.arms import parse_variants
     from grpolab.probe.request import PARTS, Request
-    from grpolab.probe.staleness import items, parse_staleness, whole_numbers
+    from grpolab.probe.staleness import parse_staleness, whole_numbers
+    from grpolab.results.family import names_of
     from grpolab.sweep.compose import parse_command
     from grpolab.sweep.preflight import check_writable
 
@@ -53,7 +54,7 @@ def probe(arguments: Sequence[str]) -> int:
         parse_variants(own["variants"]) if "variants" in own else [],
         own.get("run"),
         own.get("checkpoint"),
-        tuple(items(own["parts"])) if "parts" in own else PARTS,
+        names_of(own["parts"]) if "parts" in own else PARTS,
         tuple(whole_numbers(own.get("group_sizes", ""), "group_sizes")),
         parse_staleness(own),
     ).resolved()  # refused without loading torch

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from grpolab.component import ConfigError, nearest
+from grpolab.results.family import names_of
 
 By = Literal["batch", "fresh"]
 FRESH = 4
@@ -50,18 +51,13 @@ def parse_staleness(given: Mapping[str, str]) -> Staleness:
     return Staleness(tuple(updates), given.get("stale_by", "batch"), int(text))  # type: ignore[arg-type]
 
 
-def items(text: str) -> list[str]:
-    """Of a list in brackets."""
-    return [w.strip() for w in text.strip("[]").split(",") if w.strip()]
-
-
 def whole_numbers(text: str, key: str = "staleness") -> list[int]:
-    """Of a list such as [0,1,4,16], the value of a key.
+    """Of a list such as [0,1,4,16], the value of a key, each once.
 
     Raises:
         ConfigError: it is none.
     """
-    words = items(text)
+    words = names_of(text)
     if not all(w.isdigit() for w in words):
         raise ConfigError(
             f"{key}: {text!r} given; allowed: a list of whole numbers such as [0,1,4,16]."

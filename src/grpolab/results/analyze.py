@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from grpolab.results import figures as drawing
+from grpolab.results.family import METRIC, names_of
 from grpolab.results.frames import Results, ResultsError, refuse
 from grpolab.results.load import load
 from grpolab.results.metrics import decimals
@@ -31,7 +32,7 @@ _SCRIPT_DEFAULTS: dict[str, str | None] = {
     "kept": None,
     "where": None,
     "output_dir": "outputs",
-    "metric": "eval/accuracy",
+    "metric": METRIC,
     "out": "figures",
     "dark": "false",
     "order": None,
@@ -74,7 +75,7 @@ def analyze(
     uri: str | None = None,
     where: str | None = None,
     out: str | Path | None = None,
-    metric: str | Sequence[str] = "eval/accuracy",
+    metric: str | Sequence[str] = METRIC,
     equivalence: float | str | None = None,
     correction: str = "holm",
     alpha: float | str = 0.05,
@@ -138,7 +139,7 @@ def compared(
     uri: str | None = None,
     where: str | None = None,
     kept: str | Path | None = None,
-    metric: str | Sequence[str] = "eval/accuracy",
+    metric: str | Sequence[str] = METRIC,
     equivalence: float | str | None = None,
     correction: str = "holm",
     alpha: float | str = 0.05,
@@ -154,14 +155,21 @@ def compared(
     """
     rules = Rules.of(alpha, correction, test, equivalence, by)
     drawing.chosen(figures)
-    metrics = drawing.listed(metric)
+    metrics = _metrics(metric)
     results = load(output_dir=output_dir, sweep=sweep, study=study, uri=uri, where=where, kept=kept)
     check_one_study(results)
     for name in metrics:
         check_metric(results, name)
     judged = verdicts(results, metrics, **asdict(rules))
-    keys = tuple(drawing.listed(order)) if order else ()
-    return drawing.Source(results, metrics[0], judged, tuple(metrics[1:]), keys)
+    return drawing.Source(results, metrics[0], judged, metrics[1:], names_of(order))
+
+
+def _metrics(given: str | Sequence[str]) -> tuple[str, ...]:
+    """The names of the metrics that are compared; ResultsError if there is none."""
+    names = names_of(given)
+    if not names:
+        raise ResultsError(f"metric={given}: no name given; allowed: one or more metrics")
+    return names
 
 
 def default_out(
@@ -236,7 +244,7 @@ class ScriptInput:
     """What a script of `analysis/` works on."""
 
     results: Results
-    metrics: list[str]
+    metrics: tuple[str, ...]
     out: Path
     dark: bool
     rules: Rules
@@ -269,12 +277,12 @@ def script_input(argv: Sequence[str]) -> ScriptInput:
         where=given["where"],
         kept=given["kept"],
     )
-    metrics = drawing.listed(text["metric"])
+    metrics = _metrics(text["metric"])
     for name in metrics:
         check_metric(results, name)
     dark = drawing.truth("dark", text["dark"])
-    order = tuple(drawing.listed(given["order"] or ""))
-    return ScriptInput(results, metrics, Path(text["out"]), dark, rules, tuple(filter(None, order)))
+    order = names_of(given["order"])
+    return ScriptInput(results, metrics, Path(text["out"]), dark, rules, order)
 
 
 def draw_script(name: str, argv: Sequence[str]) -> int:

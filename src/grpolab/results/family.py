@@ -9,11 +9,13 @@ METRIC = "eval/accuracy"
 
 
 def names_of(given: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Names as a list, separated by commas, in brackets, or null; each once."""
+    """Names from `[forest,'kl']`, `forest,kl` or a list, each once and without quotes; none of
+    null or `[]`."""
     if given is None or given == "null":
         return ()
-    names = given.strip("[]").split(",") if isinstance(given, str) else given
-    return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+    names = given.strip("[] ").split(",") if isinstance(given, str) else given
+    bare = (name.strip().strip("'\"").strip() for name in names)
+    return tuple(dict.fromkeys(name for name in bare if name))
 
 
 def opponents(

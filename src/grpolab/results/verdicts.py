@@ -32,7 +32,7 @@ import pandas as pd
 from scipy import stats
 
 from grpolab.results import statistics
-from grpolab.results.family import names_of
+from grpolab.results.family import METRIC, names_of
 from grpolab.results.frames import Results, ResultsError, refuse
 from grpolab.results.metrics import describe
 from grpolab.results.pairs import TESTS, Array, Pair, pairs_of
@@ -90,7 +90,7 @@ class Rules:
 
 def verdicts(
     results: Results,
-    metrics: str | Sequence[str] = "eval/accuracy",
+    metrics: str | Sequence[str] = METRIC,
     equivalence: float | str | None = None,
     alpha: float | str = 0.05,
     correction: str = "holm",

@@ -14,7 +14,6 @@ from grpolab.results.figures.registry import (
     chosen,
     curve_metrics,
     draw,
-    listed,
     save,
     truth,
 )
@@ -33,7 +32,6 @@ __all__ = [
     "forest",
     "learning_curves",
     "learning_curves_caption",
-    "listed",
     "save",
     "smoothing",
     "truth",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from grpolab.results import style
+from grpolab.results.family import names_of
 from grpolab.results.figures.common import Drawn, NothingToDrawError
 from grpolab.results.figures.cost import step_time, threshold
 from grpolab.results.figures.curves import learning_curves, learning_curves_caption
@@ -119,19 +120,15 @@ FIGURES: dict[str, Entry] = {
 }
 
 
-def listed(names: str | Sequence[str]) -> list[str]:
-    """Names from `[forest,kl]`, `forest,kl` or a list, each once."""
-    found = names.strip("[] ").split(",") if isinstance(names, str) else names
-    return list(dict.fromkeys(name.strip().strip("'\"") for name in found))
-
-
 def chosen(names: str | Sequence[str]) -> tuple[list[str], bool]:
-    """Figure names (see `listed`), and whether each was asked for.
+    """Figure names (see `names_of`), and whether each was asked for.
 
     `all` and `usual` (those drawn when a sweep ends) ask for none by name. Raises ResultsError for
-    a name that is not registered.
+    a name that is not registered, or without any.
     """
-    wanted = listed(names)
+    wanted = list(names_of(names))
+    if not wanted:
+        raise refuse("figures", names, "no name given", list(FIGURES))
     if wanted == ["all"]:
         return list(FIGURES), False
     if wanted == ["usual"]:
