@@ -100,8 +100,7 @@ def client_of(uri: str) -> Any:
 def load() -> None:
     """Imports MLflow, or waits until another thread has; an error is left to whoever uses it."""
     with suppress(Exception):
-        import mlflow  # noqa: F401
-        from mlflow import MlflowClient  # noqa: F401  (lazily loaded by the package)
+        from mlflow import MlflowClient  # noqa: F401
 
 
 def make_schema(path: Path) -> None:
@@ -129,9 +128,8 @@ def make_ahead(uri: str | None, output_dir: str | Path) -> None:
     """Does now what `connect` would take seconds for: imports MLflow, and makes an empty store if
     there is none where runs go by default. Nothing is written to the output folder, and a failure
     is left to `connect`."""
+    load()
     with suppress(Exception), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        import mlflow  # noqa: F401
-
         if uri is None and not _ahead and not (Path(output_dir) / "mlflow.db").exists():
             _ahead.append(_empty_store(Path(scratch)))
 
