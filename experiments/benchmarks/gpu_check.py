@@ -34,12 +34,15 @@ DEFAULTS = {
     "aggregation": "token_mean", "correction": "none", "design": "product",
 }  # fmt: skip
 
+GRAPHS = {False: "", True: ", decode steps as CUDA graphs"}
+
 
 def make_run(device: str, dtype: str, **changes: Any) -> Run:
     """The demo's settings, without Hydra."""
     raw: dict[str, Any] = {group: {"name": DEFAULTS[group]} for group in COMPONENTS}
     raw |= {group: {} for group in SETTINGS}
     raw["sampler"] |= {"group_size": 8, "max_new_tokens": changes.pop("max_new_tokens", 24)}
+    raw["sampler"]["cuda_graphs"] = changes.pop("cuda_graphs", False)
     raw["optimizer"] = {"lr": 2e-4}
     raw["hardware"] = {"device": device, "dtype": dtype}
     raw["tracking"] = {"mlflow": False, "log_samples": 0}
@@ -63,9 +66,9 @@ def train(run: Run, name: str) -> dict[str, Any]:
     return result | {"accuracy_first": accuracy[0], "accuracy_last": accuracy[-1]}
 
 
-def agreement(device: str) -> dict[str, Any]:
+def agreement(device: str, cuda_graphs: bool) -> dict[str, Any]:
     """Log-probs of the same tokens: sampled on the device, recomputed there and on the CPU."""
-    run = make_run(device, "float32")
+    run = make_run(device, "float32", cuda_graphs=cuda_graphs)
     examples = run.task.load()
     encoder = Encoder(run.model)
     policy = Policy(encoder, run.hardware)
@@ -81,6 +84,7 @@ def agreement(device: str) -> dict[str, Any]:
     sampler = (here - r.sampler_policy_logps).abs().cpu()[mask].max()
     return {
         "check": "agreement float32",
+        "cuda_graphs": cuda_graphs,
         "sampler_against_trainer": float(sampler),
         "device_against_cpu": float((here.cpu() - there).abs()[mask].max()),
     }
@@ -92,15 +96,19 @@ def main(arguments: list[str]) -> None:
     device = given.get("device", "cuda")
     name = torch.cuda.get_device_name(0) if device == "cuda" else "cpu"
     print(json.dumps({"hardware": name, "torch": torch.__version__}), flush=True)
-    print(json.dumps(agreement(device)), flush=True)
-    for dtype in ("float32", "bfloat16"):
-        run = make_run(device, dtype, steps=int(given.get("steps", 60)))
-        print(json.dumps(train(run, f"tiny {dtype}")), flush=True)
+    for graphs in (False, True):
+        print(json.dumps(agreement(device, graphs)), flush=True)
+    for graphs, dtype in ((False, "float32"), (False, "bfloat16"), (True, "bfloat16")):
+        run = make_run(device, dtype, steps=int(given.get("steps", 60)), cuda_graphs=graphs)
+        print(json.dumps(train(run, f"tiny {dtype}{GRAPHS[graphs]}")), flush=True)
     for size in ("0.5b", "1.5b") if device == "cuda" else ():
-        with tempfile.TemporaryDirectory() as scratch:
-            model = {"name": shaped_model(Path(scratch), size), "random_weights": True}
-            run = make_run(device, "bfloat16", steps=8, model=model, max_new_tokens=256)
-            print(json.dumps(train(run, f"qwen2 {size} random weights bfloat16")), flush=True)
+        for graphs in (False, True):
+            with tempfile.TemporaryDirectory() as scratch:
+                model = {"name": shaped_model(Path(scratch), size), "random_weights": True}
+                changes = {"model": model, "max_new_tokens": 256, "cuda_graphs": graphs}
+                run = make_run(device, "bfloat16", steps=8, **changes)
+                name = f"qwen2 {size} random weights bfloat16{GRAPHS[graphs]}"
+                print(json.dumps(train(run, name)), flush=True)
 
 
 if __name__ == "__main__":

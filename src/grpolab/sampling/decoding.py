@@ -10,6 +10,7 @@ from torch import Tensor
 
 from grpolab.policy.decoder import Decoder, Rotation
 from grpolab.policy.inference import InferenceWeights, attention_dtype
+from grpolab.sampling.groups import Groups
 
 
 def flash(
@@ -72,7 +73,7 @@ class DecoderEngine:
         self.next_position = self.lengths[self.prompt_of]
         positions = torch.arange(int(self.lengths.max()) + room, device=device)
         self.turns = decoder.rotation(positions, self.dtype)  # of every position there will be
-        self._regroup()
+        self.groups = Groups(self.prompt_of, len(prompts))
 
     # -- the prompts ---------------------------------------------------------------------------
 
@@ -136,18 +137,29 @@ class DecoderEngine:
             return self._flash(q, keys, values, *self.shared[index])
         return self._products(q * d.scaling, keys, values, *self.shared[index])
 
-    def _products(self, q: Tensor, k: Tensor, v: Tensor, of_k: Tensor, of_v: Tensor) -> Tensor:
+    def _products(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        of_k: Tensor,
+        of_v: Tensor,
+        later: Tensor | None = None,
+    ) -> Tensor:
         """[R, H·D] from scaled q [R, Hkv, h, D], the rows' own k and v [R, Hkv, t, D] and their
-        prompts' [P, Hkv, S, D]: one softmax over the scores of both."""
+        prompts' [P, Hkv, S, D]: one softmax over the scores of both, to the rows' own of which
+        `later` [t] is added."""
         own = q @ k.mT  # [R, Hkv, h, t]
-        shared = self._to_prompts(q) @ of_k.mT  # [P, Hkv, C·h, S]
+        if later is not None:
+            own = own + later
+        shared = self.groups.to_prompts(q) @ of_k.mT  # [P, Hkv, C·h, S]
         if self.outside is not None:
             shared = shared + self.outside
-        weights = torch.cat([self._to_rows(shared), own], dim=-1).softmax(dim=-1)
+        weights = torch.cat([self.groups.to_rows(shared), own], dim=-1).softmax(dim=-1)
         width = shared.shape[-1]
-        of_prompts = self._to_prompts(weights[..., :width]) @ of_v
+        of_prompts = self.groups.to_prompts(weights[..., :width]) @ of_v
         out = weights[..., width:] @ v
-        return out.add_(self._to_rows(of_prompts)).flatten(1)
+        return out.add_(self.groups.to_rows(of_prompts)).flatten(1)
 
     def _flash(self, q: Tensor, k: Tensor, v: Tensor, of_k: Tensor, of_v: Tensor) -> Tensor:
         """The same by two calls of PyTorch's CPU kernel. Each says the log of its softmax's
@@ -155,7 +167,7 @@ class DecoderEngine:
         operators, each of which costs its caches in the midst of a model's weights."""
         scale = self.decoder.scaling
         own, own_total = flash(q, k, v, None, scale)
-        queries = self._to_prompts(q)
+        queries = self.groups.to_prompts(q)
         mask = self.outside
         if mask is not None:
             mask = mask.expand(-1, 1, queries.shape[2], -1)
@@ -163,59 +175,31 @@ class DecoderEngine:
         # both come out with the heads behind the queries: rows are a view of prompts there
         rows = shared.transpose(1, 2).reshape(-1, self.repeats, q.shape[1], q.shape[3])
         totals = total.transpose(1, 2).reshape(-1, self.repeats, q.shape[1])
-        if not self.in_order:
-            rows, totals = rows[self.cell], totals[self.cell]
+        if not self.groups.in_order:
+            cell = self.groups.cell
+            rows, totals = rows[cell], totals[cell]
         share = own_total.transpose(1, 2).sub(totals).sigmoid_()
         merged = torch.lerp(rows, own.transpose(1, 2), share.unsqueeze(-1))  # [R, h, Hkv, D]
         return merged.transpose(1, 2).flatten(1)
 
-    # -- rows by prompt ------------------------------------------------------------------------
-
-    def _regroup(self) -> None:
-        """Where each running row stands among those of its prompt: its column in a table of
-        prompts × C, C the most that one prompt still has."""
-        prompts = len(self.lengths)
-        counts = torch.bincount(self.prompt_of, minlength=prompts)
-        order = self.prompt_of.argsort(stable=True)
-        first = (counts.cumsum(0) - counts)[self.prompt_of[order]]
-        column = torch.empty_like(order)
-        column[order] = torch.arange(len(order), device=order.device) - first
-        self.columns = int(counts.max())
-        self.cell = self.prompt_of * self.columns + column  # [R] cell of each row
-        self.in_order = bool((self.cell == torch.arange(len(order), device=order.device)).all())
-        self.in_order &= len(order) == prompts * self.columns
-        self.row = torch.zeros(prompts * self.columns, dtype=torch.long, device=order.device)
-        self.row[self.cell] = torch.arange(len(order), device=order.device)
-
-    def _to_prompts(self, rows: Tensor) -> Tensor:
-        """[R, Hkv, h, x] → [P, Hkv, C·h, x]; a cell without a row repeats some row."""
-        _, heads, each, width = rows.shape
-        table = rows if self.in_order else rows[self.row]
-        table = table.view(-1, self.columns, heads, each, width).transpose(1, 2)
-        return table.reshape(-1, heads, self.columns * each, width)
-
-    def _to_rows(self, table: Tensor) -> Tensor:
-        """The way back."""
-        prompts, heads, all_, width = table.shape
-        each = all_ // self.columns
-        rows = table.view(prompts, heads, self.columns, each, width).transpose(1, 2)
-        rows = rows.reshape(-1, heads, each, width)
-        return rows if self.in_order else rows[self.cell]
-
     def keep(self, rows: Tensor) -> None:
         """Only these rows [R'], in this order, go on."""
         self.next_position = self.next_position[rows]
-        if self.time:
-            moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero().squeeze(1)
-            for cache in (self.keys, self.values):
-                cache[:, moved, :, : self.time] = cache[:, rows[moved], :, : self.time]
+        self._move(rows)
         self.prompt_of = self.prompt_of[rows]
         alive, self.prompt_of = torch.unique(self.prompt_of, return_inverse=True)
         if len(alive) < len(self.lengths):
             self.lengths = self.lengths[alive]
             self.shared = [(k[alive], v[alive]) for k, v in self.shared]
             self.outside = None if self.outside is None else self.outside[alive]
-        self._regroup()
+        self.groups = Groups(self.prompt_of, len(self.lengths))
+
+    def _move(self, rows: Tensor) -> None:
+        """What these rows have written, into the first slots of the cache."""
+        if self.time:
+            moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero().squeeze(1)
+            for cache in (self.keys, self.values):
+                cache[:, moved, :, : self.time] = cache[:, rows[moved], :, : self.time]
 
 
 def padded(packed: Tensor, valid: Tensor) -> Tensor:

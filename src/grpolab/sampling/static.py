@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from grpolab.component import ConfigError
+from grpolab.objective.settings import setting
 from grpolab.rng import generator
 from grpolab.sampling.base import Draw, Sampler, Samples, choose, finish, token_logp
 from grpolab.sampling.stops import Stops
@@ -44,20 +46,44 @@ class Static(Sampler):
     name: ClassVar[str] = "static"
     splits: ClassVar[bool] = True
 
+    cuda_graphs: bool = setting(
+        False, "decode steps of fixed shapes, on CUDA recorded and replayed as graphs"
+    )
+
     @torch.no_grad()
     def __call__(self, policy: Policy, prompts: Sequence[Sequence[int]], draw: Draw) -> Samples:
         return _Decoding(self, policy, prompts, draw).run()
 
 
 def make_engine(
-    policy: Policy, prompts: Sequence[Sequence[int]], samples: int, *, room: int
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    samples: int,
+    *,
+    room: int,
+    recorded: bool = False,
 ) -> Engine:
-    """Our own decoder where the family is known, Transformers' forward for all others."""
+    """Our own decoder where the family is known, Transformers' forward for all others.
+
+    Args:
+        recorded: fixed shapes, as CUDA graphs where there is CUDA; our own decoder alone.
+
+    Raises:
+        ConfigError: recorded, and not our own decoder.
+    """
     decoder = policy.decoder
     if decoder is not None:
         from grpolab.sampling.decoding import DecoderEngine
+        from grpolab.sampling.recorded import RecordedEngine
 
-        return DecoderEngine(decoder, prompts, samples=samples, room=room, dtype=policy.dtype)
+        kind = RecordedEngine if recorded else DecoderEngine
+        return kind(decoder, prompts, samples=samples, room=room, dtype=policy.dtype)
+    if recorded:
+        settings = policy.encoder.settings
+        raise ConfigError(
+            f"sampler.cuda_graphs: true given with model.name={settings.name}, which runs through "
+            "Transformers' own forward here; allowed: false."
+        )
     from grpolab.sampling.cached import CacheEngine
 
     return CacheEngine(
@@ -96,7 +122,9 @@ class _Decoding:
         if sampler.stop:
             self.stops = Stops(sampler.stop, policy.encoder.tokenizer, n)
         self.searched = 0  # tokens of every running row that were searched for stop strings
-        self.engine = make_engine(policy, prompts, draw.samples, room=width)
+        self.engine = make_engine(
+            policy, prompts, draw.samples, room=width, recorded=sampler.cuda_graphs
+        )
 
     def run(self) -> Samples:
         logits = self.engine.prefill()

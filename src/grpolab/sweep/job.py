@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from grpolab.component import ConfigError
-from grpolab.config import Run, bind_run, job_id
+from grpolab.config import Hardware, Run, bind_run, job_id
+from grpolab.policy.policy import pick_device, pick_dtype
 from grpolab.sweep.manifest import BASELINE, manifest_path, read_manifest, run_folder
 from grpolab.sweep.preflight import Ready, check
 from grpolab.sweep.progress import Progress
@@ -115,7 +116,7 @@ def no_room(output_dir: str) -> str:
 
 def _train(run: Run, raw: dict[str, Any], folder: RunFolder, ready: Ready, ranks: Ranks) -> str:
     identity = _identity(run, raw) | {"source": ready.examples.source}
-    _describe(folder, raw, identity)
+    _describe(folder, raw, identity, run.hardware)
     trackers = Trackers(run, folder, raw, identity)
     try:
         with (
@@ -192,12 +193,19 @@ def _identity(run: Run, raw: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _describe(folder: RunFolder, raw: dict[str, Any], identity: dict[str, Any]) -> None:
+def _describe(
+    folder: RunFolder, raw: dict[str, Any], identity: dict[str, Any], hardware: Hardware
+) -> None:
+    """Writes what the run is, before anything else can fail; device and dtype as they turned out
+    where the settings say auto."""
     from omegaconf import OmegaConf
 
     OmegaConf.save(OmegaConf.create(raw), folder.path / "config.yaml")
     folder.write_json("run.json", identity)
-    folder.write_json("provenance.json", provenance(identity.get("command")))
+    device = pick_device(hardware.device)
+    dtype = str(pick_dtype(hardware.dtype, device)).removeprefix("torch.")
+    used = {"device": device.type, "dtype": dtype}
+    folder.write_json("provenance.json", provenance(identity.get("command")) | used)
 
 
 def _checkpoint_step(folder: RunFolder) -> int:
