@@ -26,7 +26,7 @@ from grpolab.sampling.base import Draw
 from grpolab.tracking.folder import RunFolder
 from grpolab.training.collect import encode_examples
 from grpolab.training.draw import sample_rollouts
-from grpolab.training.loop import Trainer
+from grpolab.training.loop import Trainer, prepare_torch
 
 DEFAULTS = {
     "task": "arithmetic", "sampler": "static", "selection": "all", "reward": "task",
@@ -68,7 +68,8 @@ def train(run: Run, name: str) -> dict[str, Any]:
 
 def agreement(device: str, cuda_graphs: bool) -> dict[str, Any]:
     """Log-probs of the same tokens: sampled on the device, recomputed there and on the CPU."""
-    run = make_run(device, "float32", cuda_graphs=cuda_graphs)
+    run = make_run(device, "float32", cuda_graphs=cuda_graphs, max_new_tokens=80)
+    prepare_torch(run)
     examples = run.task.load()
     encoder = Encoder(run.model)
     policy = Policy(encoder, run.hardware)

@@ -52,6 +52,11 @@ def check_conflicts(run: Run) -> None:
             f"reference: {run.reference.name} given with kl=seed_kl_div, whose other distribution "
             "is the old policy; allowed: reference=old."
         )
+    if getattr(run.sampler, "cuda_graphs", False) and run.hardware.engine == "plain":
+        raise ConfigError(
+            "sampler.cuda_graphs: true given with hardware.engine=plain, whose steps are "
+            "Transformers' own; allowed: false, or hardware.engine=auto."
+        )
     target_kl = getattr(run.kl, "target_kl", None)
     if target_kl is not None and run.updates_per_batch == 1:
         raise ConfigError(

@@ -14,6 +14,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+WAITS = ("_local_scalar_dense", "nonzero", "bincount", "_unique2", "masked_select", "lift_fresh")
+"""What waits for the device, or copies from the host: a recording would end at it."""
+
 
 class Tape(TorchDispatchMode):
     """Operators as they are called."""
@@ -26,6 +29,13 @@ class Tape(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        name = func._schema.name.removeprefix("aten::")
+        by_mask = any(
+            isinstance(x, torch.Tensor) and x.dtype == torch.bool
+            for x in tree_leaves(args[1:] if name in ("index", "index_put_") else ())
+        )
+        if name in WAITS or by_mask:
+            raise RuntimeError(f"{name} while recording")
         found = func(*args, **kwargs)
         outputs = [x for x in tree_leaves(found) if isinstance(x, torch.Tensor)]
         aliases = any(r.alias_info is not None for r in func._schema.returns)

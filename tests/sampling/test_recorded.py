@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +12,12 @@ import pytest
 import torch
 
 from grpolab.component import ConfigError, component
+from grpolab.conflicts import check_conflicts
 from grpolab.policy.policy import Policy
 from grpolab.sampling import recorded
 from grpolab.sampling.base import Draw, Samples
 from grpolab.sampling.decoding import DecoderEngine
-from grpolab.sampling.recorded import RecordedEngine, rounded
+from grpolab.sampling.recorded import RecordedEngine, doubled, rounded
 
 if TYPE_CHECKING:
     from tests.policy import policies as lab
@@ -50,7 +54,6 @@ def assert_same(a: Samples, b: Samples) -> None:
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Sizes that a call of this length meets several of; those that were recorded."""
-    monkeypatch.setattr(recorded, "ROWS", 3)
     monkeypatch.setattr(recorded, "COLUMNS", 4)
     monkeypatch.setattr(recorded, "Recorder", Replaying)
     seen: list[tuple[int, int]] = []
@@ -65,7 +68,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS, EVEN, [[9]]])
-@pytest.mark.parametrize("settings", [{}, {"max_new_tokens": 1}, {"max_new_tokens": 2}])
+@pytest.mark.parametrize("settings", [{}, {"max_new_tokens": 1}, {"max_new_tokens": 50}])
 def test_replayed_steps_are_plain_steps(
     policy: Policy,
     prompts: list[list[int]],
@@ -79,15 +82,13 @@ def test_replayed_steps_are_plain_steps(
     lengths = ours.mask.sum(dim=1)
     running = [int((lengths > t + 1).sum()) for t in range(int(lengths.max()) - 1)]
     room = settings.get("max_new_tokens", 20)
-    sizes = [
-        (rounded(rows, 3, running[0]), rounded(t + 1, 4, room)) for t, rows in enumerate(running)
-    ]
+    sizes = [(doubled(rows, running[0]), rounded(t + 1, 4, room)) for t, rows in enumerate(running)]
     assert small_steps == [size for size in dict.fromkeys(sizes) for _ in range(2)]
 
 
 def test_a_call_meets_several_sizes(policy: Policy, small_steps: list[tuple[int, int]]) -> None:
     """Or what is above shows little."""
-    steps = sample(policy, PROMPTS, graphs=True).mask.shape[1] - 1
+    steps = sample(policy, PROMPTS, graphs=True, max_new_tokens=60).mask.shape[1] - 1
     rows, columns = ({size[i] for size in small_steps} for i in (0, 1))
     assert min(len(rows), len(columns)) > 1
     assert len(set(small_steps)) < steps
@@ -123,7 +124,7 @@ def test_nothing_moves_between_steps(policy: Policy, small_steps: list[tuple[int
         for step in range(9):
             logits = engine.decode(tokens)
             torch.testing.assert_close(logits, plain.decode(tokens), rtol=0, atol=1e-10)
-            names = ("fed", "now", "positions", "columns", "keys", "values", "logits")
+            names = ("fed", "now", "positions", "places", "keys", "values", "logits")
             here = {name: getattr(engine, name).data_ptr() for name in names}
             here |= {"cell": engine.fixed.cell.data_ptr(), "row": engine.fixed.row.data_ptr()}
             here |= {f"shared {i}": k.data_ptr() for i, (k, _) in enumerate(engine.shared)}
@@ -146,7 +147,7 @@ def test_a_number_that_python_holds_would_be_noticed() -> None:
         out.index_copy_(0, now, torch.ones(1) * (now + 1))
 
     def by_number() -> None:
-        out[count] = 7.0
+        out[count].fill_(7.0)
 
     one, other = (Replaying(out.device).record(work) for work in (by_tensor, by_number))
     out.zero_()
@@ -172,6 +173,40 @@ def test_a_model_without_our_decoder_is_refused(tmp_path: Path) -> None:
     policy = lab.family(tmp_path, "GPT2")
     with pytest.raises(ConfigError, match=r"sampler\.cuda_graphs: true given .* allowed: false"):
         sample(policy, EVEN, graphs=True)
+
+
+def test_what_waits_for_the_device_would_be_noticed() -> None:
+    rows = torch.tensor([True, False])
+    for work in (lambda: rows.nonzero(), lambda: bool(rows.any()), lambda: rows[rows]):
+        with pytest.raises(RuntimeError, match="while recording"):
+            Replaying(rows.device).record(work)
+
+
+def test_an_engine_is_freed_at_once(policy: Policy) -> None:
+    """It holds keys, values and a copy of the weights: none may wait for a garbage collection."""
+    assert policy.decoder is not None
+    engine = RecordedEngine(policy.decoder, EVEN, samples=2, room=3, dtype=policy.dtype)
+    gc.disable()
+    try:
+        with torch.no_grad():
+            engine.decode(engine.prefill().argmax(dim=-1))
+        freed = weakref.ref(engine)
+        del engine
+        assert freed() is None
+    finally:
+        gc.enable()
+
+
+def test_plain_kernels_are_refused_before_a_model_is_loaded() -> None:
+    run = lab.run_of("sampler.cuda_graphs=true")
+    check_conflicts(run)
+    with pytest.raises(ConfigError, match=r"sampler\.cuda_graphs: .* allowed: false, or hardware"):
+        check_conflicts(replace(run, hardware=replace(run.hardware, engine="plain")))
+
+
+@pytest.mark.parametrize(("count", "most", "found"), [(1, 9, 1), (4, 9, 4), (5, 9, 8), (9, 9, 9)])
+def test_rows_are_doubled(count: int, most: int, found: int) -> None:
+    assert doubled(count, most) == found
 
 
 @pytest.mark.parametrize(

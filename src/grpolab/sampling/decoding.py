@@ -73,7 +73,7 @@ class DecoderEngine:
         self.next_position = self.lengths[self.prompt_of]
         positions = torch.arange(int(self.lengths.max()) + room, device=device)
         self.turns = decoder.rotation(positions, self.dtype)  # of every position there will be
-        self.groups = Groups(self.prompt_of, len(prompts))
+        self.groups = Groups.of(self.prompt_of, len(prompts))
 
     # -- the prompts ---------------------------------------------------------------------------
 
@@ -192,7 +192,7 @@ class DecoderEngine:
             self.lengths = self.lengths[alive]
             self.shared = [(k[alive], v[alive]) for k, v in self.shared]
             self.outside = None if self.outside is None else self.outside[alive]
-        self.groups = Groups(self.prompt_of, len(self.lengths))
+        self.groups = Groups.of(self.prompt_of, len(self.lengths))
 
     def _move(self, rows: Tensor) -> None:
         """What these rows have written, into the first slots of the cache."""

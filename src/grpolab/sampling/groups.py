@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
 
+@dataclass
 class Groups:
-    """Rows of completions as a table of prompts × C, C the most that one prompt still has.
+    """Rows of completions as a table of prompts × C, C the most that one prompt still has."""
 
-    Args:
-        prompt_of: [R] prompt of each running row.
-        prompts: P.
-    """
+    columns: int
+    """C."""
+    cell: Tensor
+    """[R] of each row."""
+    row: Tensor
+    """[P·C] of each cell; 0 where it has none."""
+    in_order: bool
+    """Whether the rows are the cells, one after the other."""
 
-    def __init__(self, prompt_of: Tensor, prompts: int) -> None:
+    @staticmethod
+    def of(prompt_of: Tensor, prompts: int) -> Groups:
+        """Of running rows [R] by their prompts."""
         counts = torch.bincount(prompt_of, minlength=prompts)
-        self.columns = int(counts.max())
-        self.cell, self.row = places(prompt_of, counts, self.columns)
-        """[R] cell of each row, and [P·C] a row of each cell."""
-        here = torch.arange(len(prompt_of), device=prompt_of.device)
-        self.in_order = len(here) == prompts * self.columns and bool((self.cell == here).all())
+        columns = int(counts.max())
+        cell, row = places(prompt_of, counts, columns)
+        here = torch.arange(len(cell), device=cell.device)
+        in_order = len(cell) == prompts * columns and bool((cell == here).all())
+        return Groups(columns, cell, row, in_order)
 
     def to_prompts(self, rows: Tensor) -> Tensor:
         """[R, Hkv, h, x] → [P, Hkv, C·h, x]; a cell without a row repeats some row."""
@@ -37,19 +46,15 @@ class Groups:
         rows = rows.reshape(-1, heads, each, width)
         return rows if self.in_order else rows[self.cell]
 
+    # -- at fixed addresses and sizes, for recorded steps --------------------------------------
 
-class FixedGroups(Groups):
-    """The same at fixed addresses and sizes, for a recorded step: C stays what it was, and rows
-    that are gone point anywhere."""
+    def fixed(self) -> Groups:
+        """A copy whose tensors are written over and whose C stays."""
+        return replace(self, cell=self.cell.clone(), row=self.row.clone(), in_order=False)
 
-    def __init__(self, prompt_of: Tensor, prompts: int, columns: int) -> None:
-        self.columns, self.in_order = columns, False
-        self.cell = torch.zeros_like(prompt_of)
-        self.row = prompt_of.new_zeros(prompts * columns)
-        self.update(prompt_of)
-
-    def update(self, prompt_of: Tensor) -> None:
-        """For fewer rows."""
+    def refill(self, prompt_of: Tensor) -> None:
+        """Writes fewer rows [R'] into the tensors; the cells of those beyond stay what they
+        were."""
         counts = torch.bincount(prompt_of, minlength=len(self.row) // self.columns)
         cell, row = places(prompt_of, counts, self.columns)
         self.cell[: len(cell)] = cell
@@ -57,10 +62,7 @@ class FixedGroups(Groups):
 
     def first(self, rows: int) -> Groups:
         """A view for a step over the first rows alone."""
-        found = object.__new__(Groups)
-        found.columns, found.in_order = self.columns, False
-        found.cell, found.row = self.cell[:rows], self.row
-        return found
+        return replace(self, cell=self.cell[:rows])
 
 
 def places(prompt_of: Tensor, counts: Tensor, columns: int) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,7 @@ class Static(Sampler):
     splits: ClassVar[bool] = True
 
     cuda_graphs: bool = setting(
-        False, "decode steps of fixed shapes, on CUDA recorded and replayed as graphs"
+        False, "decode steps of fixed shapes, which CUDA replays as graphs; slower elsewhere"
     )
 
     @torch.no_grad()
