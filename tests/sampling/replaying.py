@@ -22,7 +22,7 @@ class Tape(TorchDispatchMode):
     """Operators as they are called."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[torch.Tensor]]] = []
 
     def __torch_dispatch__(

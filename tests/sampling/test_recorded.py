@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,9 +178,13 @@ def test_a_model_without_our_decoder_is_refused(tmp_path: Path) -> None:
 
 def test_what_waits_for_the_device_would_be_noticed() -> None:
     rows = torch.tensor([True, False])
+
+    def asks(work: Callable[[], object]) -> Callable[[], None]:
+        return lambda: setattr(rows, "asked", work())
+
     for work in (lambda: rows.nonzero(), lambda: bool(rows.any()), lambda: rows[rows]):
         with pytest.raises(RuntimeError, match="while recording"):
-            Replaying(rows.device).record(work)
+            Replaying(rows.device).record(asks(work))
 
 
 def test_an_engine_is_freed_at_once(policy: Policy) -> None:

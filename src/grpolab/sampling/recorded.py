@@ -61,7 +61,7 @@ class Recorder:
 @cache
 def side_stream(device: torch.device) -> torch.cuda.Stream:
     """One for the whole process: cuBLAS keeps a workspace for each stream it has met."""
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
