@@ -1,4 +1,4 @@
-"""Bad data files, models, stores and folders: one sentence, exit code 2, nothing written."""
+"""Bad data, models, checkpoints, stores and folders: one sentence, exit code 2, nothing written."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from grpolab.policy.locate import TINY
+from grpolab.sweep.compose import Command, expand
+from grpolab.training import checkpoint
 
 Refused = Callable[..., str]
-Make = Callable[[Path], None]
+Make = Callable[[Path], object]
 """Puts the bad thing at that path."""
 
 GOOD = [{"prompt": f"{i}+1=", "answer": str(i + 1)} for i in range(12)]
@@ -161,6 +164,60 @@ def test_bad_model(case: str, tmp_path: Path, refused: Refused) -> None:
     for part in wanted:
         assert part in sentence
     assert not (folder / "exploded").exists()
+
+
+def run_folder(folder: Path, *words: str) -> Path:
+    """As a run leaves it that has no weights yet."""
+    from omegaconf import OmegaConf
+
+    raw = expand(Command(["model=tiny", "hardware.device=cpu", *words])).jobs[0].raw
+    folder.mkdir()
+    OmegaConf.save(OmegaConf.create(raw), folder / "config.yaml")
+    return folder
+
+
+def run_with_weights(folder: Path) -> Path:
+    """A run whose checkpoint is whole, and holds the weights of another model than its own."""
+    weight = torch.nn.Parameter(torch.zeros(3, 4))
+    state = {"step": 3, "baseline": None, "beta": None}
+    checkpoint.save(run_folder(folder), {"w": weight}, torch.optim.SGD([weight], lr=0.1), state)
+    return folder / checkpoint.FOLDER
+
+
+def cut_checkpoint(folder: Path) -> None:
+    path = run_with_weights(folder) / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+def run_without_configuration(folder: Path) -> None:
+    path = run_with_weights(folder).parent / "config.yaml"
+    path.write_text("model: [")
+
+
+CHECKPOINTS: dict[str, tuple[Make, str, tuple[str, ...]]] = {
+    "a folder without one": (Path.mkdir, ".", ("no weights", "a saved model")),
+    "a run that has none yet": (run_folder, ".", ("no weights yet", "checkpoint.every")),
+    "a misspelt folder of a run": (run_with_weights, "chekpoint", ("no weights", "a run's folder")),
+    "a checkpoint cut off": (cut_checkpoint, ".", ("weights.safetensors is damaged",)),
+    "a saved model cut off": (cut_weights, ".", ("model.safetensors is cut off",)),
+    "the weights of another model": (
+        run_with_weights, "checkpoint", ("another model than tiny", "missing")
+    ),
+    "a run whose config.yaml is none": (run_without_configuration, ".", ("config.yaml",)),
+}  # fmt: skip
+"""What lies there, and what of it is named."""
+
+
+@pytest.mark.parametrize("case", list(CHECKPOINTS))
+def test_bad_checkpoint(case: str, tmp_path: Path, refused: Refused) -> None:
+    make, named, wanted = CHECKPOINTS[case]
+    path = tmp_path / "run"
+    make(path)
+    sentence = refused("probe", f"checkpoint={path / named}", "variants=[clip=ppo]")
+    assert sentence.startswith("grpolab: checkpoint: ")
+    assert str(path) in sentence
+    for part in wanted:
+        assert part in sentence
 
 
 def other_schema(path: Path) -> None:

@@ -10,31 +10,31 @@ from grpolab.component import ConfigError
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def check_weights(folder: Path, name: str) -> None:
+def check_weights(folder: Path, name: str, key: str = "model.name") -> None:
     """Refuses a model folder whose weights are missing, cut off or no safetensors.
 
     Raises:
         ConfigError: with the file and what is wrong.
     """
-    for path in _files(folder, name):
+    for path in _files(folder, name, key):
         problem = header_problem(path)
         if problem:
-            raise ConfigError(f"model.name: {path} {problem}; allowed: whole safetensors weights.")
+            raise ConfigError(f"{key}: {path} {problem}; allowed: whole safetensors weights.")
 
 
-def _files(folder: Path, name: str) -> list[Path]:
+def _files(folder: Path, name: str, key: str) -> list[Path]:
     if (folder / INDEX).exists():
         try:
             listed = json.loads((folder / INDEX).read_text())["weight_map"].values()
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ConfigError(
-                f"model.name: {folder / INDEX} is no index of weights ({type(error).__name__}); "
+                f"{key}: {folder / INDEX} is no index of weights ({type(error).__name__}); "
                 "allowed: whole safetensors weights."
             ) from error
         return [folder / file for file in sorted(set(listed))]
     if not (folder / SINGLE).exists():
         raise ConfigError(
-            f"model.name: {name!r} has no {SINGLE}; allowed: a folder with safetensors weights "
+            f"{key}: {name!r} has no {SINGLE}; allowed: a folder with safetensors weights "
             "(pickled ones are never loaded)."
         )
     return [folder / SINGLE]

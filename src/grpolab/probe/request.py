@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from grpolab.component import ConfigError, nearest
 from grpolab.config import Run
+from grpolab.policy.weights import check_weights
 from grpolab.probe.arms import Arm, arms_of, recomposed
 from grpolab.probe.staleness import Staleness
 from grpolab.sweep.compose import Command
@@ -24,6 +26,8 @@ class Place:
     folder: Path | None = None
     weights: Path | None = None
     """A checkpoint's folder, or a saved model's."""
+    key: str = "checkpoint"
+    """What named it, for errors."""
 
 
 @dataclass
@@ -73,10 +77,7 @@ class Request:
         place = place_of(Path(str(path)), "run" if known else "checkpoint")
         if place.folder is None:
             return place, [f"model.name={path}", *words]
-        from omegaconf import OmegaConf
-
-        raw: Any = OmegaConf.to_container(OmegaConf.load(place.folder / "config.yaml"))
-        own = recomposed(raw, self.command.config_dir)
+        own = recomposed(_config_of(place.folder, place.key), self.command.config_dir)
         return place, list({w.partition("=")[0]: w for w in [*own, *words]}.values())
 
     def _check(self, base: Run, arms: Sequence[Arm]) -> None:
@@ -127,29 +128,72 @@ def run_folder_of(job: str, output_dir: str) -> Path:
     return found[0]
 
 
+def _config_of(folder: Path, key: str) -> Mapping[str, Any]:
+    """A run's resolved configuration.
+
+    Raises:
+        ConfigError: its file is none.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    path = folder / "config.yaml"
+    try:
+        found: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(
+            f"{key}: {str(path)!r} cannot be read ({type(error).__name__}); allowed: the folder of "
+            "a run, with the config.yaml that the run wrote."
+        ) from error
+    if not isinstance(found, dict) or not found:
+        raise ConfigError(
+            f"{key}: {str(path)!r} is no configuration; allowed: the folder of a run, with the "
+            "config.yaml that the run wrote."
+        )
+    return found
+
+
 def place_of(path: Path, key: str = "checkpoint") -> Place:
     """What lies at a path: a run's folder, its checkpoint/ or model/, or any saved model.
 
     Raises:
-        ConfigError: no weights are there.
+        ConfigError: no weights are there, or none that are whole.
     """
-    from grpolab.training import checkpoint
-
-    for folder in (path, path.parent):
-        if (folder / "config.yaml").exists():
-            found = checkpoint.find(folder) if path.name != "model" else None
-            saved = folder / "model"
-            if found is None and (saved / "config.json").exists():
-                found = saved
-            if found is not None:
-                return Place(folder, found)
-            raise ConfigError(
-                f"{key}: {str(path)!r} has no weights yet; allowed: a run that is done, or that "
-                "has a checkpoint (checkpoint.every=10)."
-            )
-    if (path / "config.json").exists():
-        return Place(None, path)
+    if path.is_dir():  # a misspelt name in a run's folder is not that run
+        for folder in (path, path.parent):
+            if (folder / "config.yaml").exists():
+                return _in_run(path, folder, key)
+        if (path / "config.json").exists():
+            check_weights(path, str(path), key)
+            return Place(None, path, key)
     raise ConfigError(
         f"{key}: no weights at {str(path)!r}; allowed: a run's folder, its checkpoint, or a saved "
         "model."
+    )
+
+
+def _in_run(path: Path, folder: Path, key: str) -> Place:
+    """The weights of a run: its checkpoint, or else what it exported at its end."""
+    from grpolab.training import checkpoint
+
+    with warnings.catch_warnings(record=True) as damages:
+        warnings.simplefilter("always")
+        found = checkpoint.find(folder) if path.name != "model" else None
+    saved = folder / "model"
+    if found is None and (saved / "config.json").exists():
+        check_weights(saved, str(saved), key)
+        found = saved
+    if found is not None:
+        for damage in damages:  # what is used instead is a warning's business
+            warnings.warn(str(damage.message), stacklevel=2)
+        return Place(folder, found, key)
+    if damages:
+        raise ConfigError(
+            f"{key}: {str(path)!r} has no whole weights: {str(damages[0].message).split(';')[0]}; "
+            "allowed: a checkpoint as it was written."
+        )
+    raise ConfigError(
+        f"{key}: {str(path)!r} has no weights yet; allowed: a run that is done, or that "
+        "has a checkpoint (checkpoint.every=10)."
     )

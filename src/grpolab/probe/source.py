@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from grpolab.component import ConfigError
 from grpolab.config import Run
@@ -34,11 +37,10 @@ def load_state(run: Run, encoder: Encoder, place: Place, *, needs_reference: boo
     if (found / "weights.safetensors").exists():
         from safetensors.torch import load_file
 
-        _restore(policy, load_file(found / "weights.safetensors"))
+        _restore(policy.trainable(), load_file(found / "weights.safetensors"), place, run)
         if (found / "reference.safetensors").exists() and state.reference is not None:
             saved = load_file(found / "reference.safetensors")
-            for name, parameter in state.reference.named_parameters():
-                parameter.data.copy_(saved[name])
+            _restore(dict(state.reference.named_parameters()), saved, place, run)
         known = json.loads((found / "state.json").read_text())
         state.step, state.baseline, state.beta = known["step"], known["baseline"], known["beta"]
     else:
@@ -50,12 +52,32 @@ def load_state(run: Run, encoder: Encoder, place: Place, *, needs_reference: boo
         from transformers import AutoModelForCausalLM
 
         saved_model = AutoModelForCausalLM.from_pretrained(found, trust_remote_code=False)
-        _restore(policy, dict(saved_model.named_parameters()))
+        _restore(policy.trainable(), dict(saved_model.named_parameters()), place, run)
         state.step = run.steps
     policy.sync()
     return state
 
 
-def _restore(policy: Policy, saved: dict[str, Any]) -> None:
-    for name, parameter in policy.trainable().items():
+def _restore(
+    parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor], place: Place, run: Run
+) -> None:
+    """Copies weights in, if they are this model's: another one's may agree in some names, and the
+    rest would stay as it was.
+
+    Raises:
+        ConfigError: the names or shapes are another model's.
+    """
+    own, other = ({name: list(t.shape) for name, t in them.items()} for them in (parameters, saved))
+    if own != other:
+        name = min(n for n in own.keys() | other.keys() if own.get(n) != other.get(n))
+        raise ConfigError(
+            f"{place.key}: {str(place.weights)!r} holds the weights of another model than "
+            f"{run.model.name}: {name} is {_shape(other, name)} there, {_shape(own, name)} here; "
+            "allowed: weights of this model."
+        )
+    for name, parameter in parameters.items():
         parameter.data.copy_(saved[name])
+
+
+def _shape(shapes: Mapping[str, list[int]], name: str) -> str:
+    return "×".join(map(str, shapes[name])) if name in shapes else "missing"
