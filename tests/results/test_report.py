@@ -19,15 +19,16 @@ from grpolab.cli import main
 from grpolab.cli.inspect import COMPARISON_KEYS
 from grpolab.results.analyze import analyze
 from grpolab.results.frames import ResultsError
+from grpolab.results.load import load
 from grpolab.results.metrics import decimals
 from grpolab.results.report import content, report
 from grpolab.results.report.findings import with_minus
 from grpolab.results.words import in_words
 
 if TYPE_CHECKING:  # the same file under the name the type checker knows it by
-    from tests.results.synthetic_sweep import Job, write_files
+    from tests.results.synthetic_sweep import STUDY, Job, write_files
 else:
-    from synthetic_sweep import Job, write_files
+    from synthetic_sweep import STUDY, Job, write_files
 
 HOSTILE = (
     "</pre></script><script>window.pwned = 1; fetch('http://127.0.0.1:9/')</script>"
@@ -56,8 +57,17 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines = "".join(json.dumps(r) + "\n" for r in records)
         (folder / "samples.jsonl").write_text(lines)
         note = {"command": "grpolab <train>", "git_sha": "abc", "packages": {"torch": "2"}}
+        if job.seed:  # as of one version, and of the one before
+            note |= {"device": "cpu", "dtype": "float32" if job.seed < 3 else "bfloat16"}
         (folder / "provenance.json").write_text(json.dumps(note))
+        tune(folder, [100, 101] if job.arm == "clip=none" else [])
     return root
+
+
+def tune(folder: Path, seeds: object) -> None:
+    """Has a search tuned the run's configuration on these seeds."""
+    path = folder / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tuned_on": seeds}))
 
 
 def _sample(step: int, number: int, arm: str) -> dict[str, Any]:
@@ -106,6 +116,9 @@ def test_everything_promised_is_on_the_page(page: Path, out: Path) -> None:
     assert "grpolab train -m clip=ppo,none" in found
     assert "git_sha abc" in found
     assert "torch 2" in found
+    assert "device cpu dtype float32; bfloat16" in found
+    tuned = "clip=none was tuned by a search on seeds 100, 101, none of which is used here."
+    assert found.count("was tuned") == found.count(tuned) == 1
     for step in (1, 25):
         assert f"Step {step}, seed 0 What is 0 < {step}? baseline · reward 0.250" in found
         assert f"clip=cispo says {step}" in found
@@ -146,6 +159,33 @@ def test_a_store_without_run_folders_says_what_is_missing(mlflow_uri: str, tmp_p
     text = " ".join(Page(found.read_text("utf-8")).text.split())
     assert "The run folders are not here, and samples lie with them." in text
     assert "clip=cispo,kl=k3 key baseline arm clip ppo cispo kl none k3" in text
+
+
+@pytest.mark.parametrize(
+    ("tuned_on", "said"),
+    [
+        ({}, []),
+        ({"baseline": None, "clip=none": "100", "clip=gspo": ["x"]}, []),  # of no use, no harm
+        ({"baseline": [7], "clip=none": [7], "clip=gspo": [7]},
+         ["Every arm was tuned by a search on seeds 7, none of which is used here."]),
+        ({"baseline": [7], "clip=gspo": [7], "clip=none": [1, 9]},
+         ["baseline, clip=gspo were tuned by a search on seeds 7, none of which is used here.",
+          "clip=none was tuned by a search on seeds 1, 9."]),
+    ],
+)  # fmt: skip
+def test_the_page_names_the_seeds_that_a_search_tuned_on(
+    tuned_on: dict[str, Any], said: list[str], tmp_path: Path
+) -> None:
+    jobs = [
+        Job(arm, seed, 0.5) for arm in ("baseline", "clip=gspo", "clip=none") for seed in (0, 1)
+    ]
+    write_files(tmp_path, jobs, "first", "2026-01-01T10:00:00+00:00")
+    for job in jobs:
+        if job.arm in tuned_on:
+            tune(tmp_path / STUDY / job.job_id, tuned_on[job.arm])
+    found = load(output_dir=tmp_path, sweep="first")
+    assert content.tuned(found, content.folders(tmp_path, found.runs)) == said
+    assert content.tuned(found, {}) == []
 
 
 def test_damaged_files_cost_their_part_only(out: Path, tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from grpolab.results.summary import arms_of
 PROMPTS = 3  # shown side by side, from the first and from the last step that all arms share
 _LONGEST = 2000  # characters of a completion
 _UNTOLD = ("seed", "output_dir", "study", "tracking", "retry", "on_error", "checkpoint", "report")
-_DISTINCT = ("git_sha", "python", "platform", "gpu", "cpus", "threads", "world_size")
+_DISTINCT = (
+    "git_sha", "python", "platform", "device", "dtype", "gpu", "cpus", "threads", "world_size",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,29 @@ def config_differences(
         ]
         for arm in names[1:]
     }
+
+
+def tuned(results: Results, places: Mapping[tuple[str, int], Path]) -> list[str]:
+    """On which seeds a search tuned these configurations, in a sentence for each choice of seeds.
+
+    A tuned configuration beside one that is not is no fair comparison: a reader must see it.
+    """
+    found: dict[str, set[int]] = {}
+    for (arm, _), path in places.items():
+        listed = (json_object(path / "run.json") or {}).get("tuned_on")
+        seeds = [s for s in listed if isinstance(s, int)] if isinstance(listed, list) else []
+        found.setdefault(arm, set()).update(seeds)
+    names = arms(results)
+    used = set(results.runs["seed"])
+    sentences = []
+    for seeds in dict.fromkeys(tuple(sorted(found[arm])) for arm in names if found.get(arm)):
+        own = [arm for arm in names if tuple(sorted(found.get(arm, ()))) == seeds]
+        who = "Every arm" if own == names else ", ".join(own)
+        was = "were" if len(own) > 1 and own != names else "was"
+        sentence = f"{who} {was} tuned by a search on seeds {', '.join(map(str, seeds))}"
+        rest = ", none of which is used here" if used.isdisjoint(seeds) else ""
+        sentences.append(f"{sentence}{rest}.")
+    return sentences
 
 
 def _config(folder: Path) -> dict[str, str] | None:

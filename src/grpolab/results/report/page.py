@@ -93,6 +93,7 @@ def render(
         pictures=_pictures(drawn),
         left_out=left_out,
         differences=content.config_differences(results, places),
+        tuned=content.tuned(results, places),
         samples=content.samples(results, places),
         arm_names=content.arms(results),
         crashes=runs[0][runs[0]["status"] != "done"].to_dict("records"),
