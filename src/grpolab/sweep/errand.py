@@ -1,6 +1,7 @@
 """A job sent to a batch system: what runs there, and the slips of paper between it and its driver.
 
-The two meet in a folder of the sweep, never through a pickle that comes back: the job leaves an
+submitit sends the errand as a pickle in a folder of the sweep: whoever can write there can have the
+node run code. What comes back is no pickle that anyone loads: in the same folder the job leaves an
 answer, the driver a wish that it stop. Both are named after the errand, which is one submission of
 one job.
 """
