@@ -87,15 +87,15 @@ def tuned(results: Results, places: Mapping[tuple[str, int], Path]) -> list[str]
     found: dict[str, set[int]] = {}
     for (arm, _), path in places.items():
         listed = (json_object(path / "run.json") or {}).get("tuned_on")
-        seeds = [s for s in listed if isinstance(s, int)] if isinstance(listed, list) else []
-        found.setdefault(arm, set()).update(seeds)
+        own = [s for s in listed if isinstance(s, int)] if isinstance(listed, list) else []
+        found.setdefault(arm, set()).update(own)
     names = arms(results)
     used = set(results.runs["seed"])
     sentences = []
     for seeds in dict.fromkeys(tuple(sorted(found[arm])) for arm in names if found.get(arm)):
-        own = [arm for arm in names if tuple(sorted(found.get(arm, ()))) == seeds]
-        who = "Every arm" if own == names else ", ".join(own)
-        was = "were" if len(own) > 1 and own != names else "was"
+        those = [arm for arm in names if tuple(sorted(found.get(arm, ()))) == seeds]
+        who = "Every arm" if those == names else ", ".join(those)
+        was = "were" if len(those) > 1 and those != names else "was"
         sentence = f"{who} {was} tuned by a search on seeds {', '.join(map(str, seeds))}"
         rest = ", none of which is used here" if used.isdisjoint(seeds) else ""
         sentences.append(f"{sentence}{rest}.")
