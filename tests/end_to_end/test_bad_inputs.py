@@ -137,11 +137,11 @@ def own_code(folder: Path) -> None:
 
 MODELS: dict[str, tuple[Make, tuple[str, ...]]] = {
     "config.json is no JSON": (with_file("config.json", b"{"), ()),
-    "config.json is a list": (with_file("config.json", b"[]"), ()),
+    "config.json is a list": (with_file("config.json", b"[]"), ("the config.json of",)),
     "an unknown kind": (changed(model_type="llamma"), ("llamma",)),
     "no language model": (changed(model_type="vit", architectures=["ViTModel"]), ()),
-    "no tokenizer": (with_file("tokenizer.json", None), ()),
-    "a tokenizer that is none": (with_file("tokenizer.json", b"{}"), ()),
+    "no tokenizer": (with_file("tokenizer.json", None), ("the tokenizer of", "one of: …)")),
+    "a tokenizer that is none": (with_file("tokenizer.json", b"{}"), ("tokenizer", "KeyError")),
     "no weights": (with_file("model.safetensors", None), ("safetensors",)),
     "empty weights": (with_file("model.safetensors", b""), ("safetensors",)),
     "weights cut off": (cut_weights, ("safetensors",)),
@@ -255,7 +255,8 @@ OTHERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "a config folder that is none": (("train", "--config-dir=nowhere"), ("nowhere",)),
     "no such launcher": (("train", "-m", "seed=0,1", "hydra/launcher=lokal"), ("lokal", "local")),
     "no such setting of the launcher": (
-        ("train", "-m", "seed=0,1", "hydra.launcher.wokers=2"), ("wokers",)
+        ("train", "-m", "seed=0,1", "hydra.launcher.wokers=2"),
+        ("wokers", "hydra.launcher.jobs_per_gpu", "did you mean workers?"),
     ),
     "workers below 0": (
         ("train", "-m", "seed=0,1", "hydra.launcher.workers=-1"),

@@ -78,21 +78,32 @@ class Encoder:
         quiet()
         self.settings = settings
         self.path = locate(settings.name)
-        try:  # False and not unset: Transformers would ask on the terminal whether to run code
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
-            self.config: Any = AutoConfig.from_pretrained(self.path, trust_remote_code=False)
-        except Exception as error:  # files from elsewhere; tokenizers raises a bare Exception
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ConfigError(
-                f"model.name: cannot load {settings.name!r} ({reason}); allowed: tiny, a local "
-                "folder, a hub id that can be reached, or a name that `grpolab fetch` has cached."
-            ) from error
-
+        self.config: Any = self._loaded(AutoConfig, "config.json")
+        self.tokenizer: Any = self._loaded(AutoTokenizer, "tokenizer")
         if type(self.config) not in AutoModelForCausalLM._model_mapping:
             raise ConfigError(
                 f"model.name: {settings.name!r} is of the kind {self.config.model_type}, which "
                 "generates no text; allowed: a causal language model."
             )
+
+    def _loaded(self, auto: Any, part: str) -> Any:
+        """A part of the model's folder, by Transformers.
+
+        Raises:
+            ConfigError: it cannot be loaded.
+        """
+        try:  # False and not unset: Transformers would ask on the terminal whether to run code
+            return auto.from_pretrained(self.path, trust_remote_code=False)
+        except Exception as error:  # files from elsewhere; tokenizers raises a bare Exception
+            reason = next(iter(str(error).strip().splitlines()), "").rstrip(" .")
+            reason += " …" if reason.endswith(":") else ""  # what follows stands on further lines
+            if not reason or isinstance(error, KeyError):  # a name alone says nothing
+                reason = f"{type(error).__name__} {reason}".strip()
+            raise ConfigError(
+                f"model.name: cannot load the {part} of {self.settings.name!r} ({reason}); "
+                "allowed: tiny, a local folder, a hub id that can be reached, or a name that "
+                "`grpolab fetch` has cached."
+            ) from error
 
     @property
     def context(self) -> int:

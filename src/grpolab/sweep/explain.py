@@ -10,6 +10,8 @@ from typing import Any
 from grpolab.component import nearest, outside, registry, settings_of
 from grpolab.config import COMPONENTS, SETTINGS, Run
 
+LAUNCHER = "hydra.launcher."
+
 
 def conf_dir() -> Path:
     """The folder of YAML files: inside the installed package, or the checkout's."""
@@ -68,9 +70,25 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
         listed = ", ".join(f"{group}.{a}" for a in allowed) or "none"
         hint = nearest(name, allowed) or "."
         return f"{key}: unknown setting{owner} (given {given}); allowed: {listed}{hint}"
+    if key.startswith(LAUNCHER) and (allowed := _launcher_settings(overrides)):
+        listed = ", ".join(LAUNCHER + a for a in allowed)
+        hint = nearest(key.removeprefix(LAUNCHER), allowed) or "."
+        return f"{key}: unknown setting (given {given}); allowed: {listed}{hint}"
     root = [f for f in settings_of(Run) if f != "raw"]
     hint = nearest(group, root) or "."
     return f"{key}: unknown key (given {given}); allowed: {', '.join(root)}{hint}"
+
+
+def _launcher_settings(overrides: Sequence[str]) -> list[str]:
+    """Those of the launcher that was chosen, if it is one of ours."""
+    from omegaconf import OmegaConf
+
+    named = (o.partition("=")[2] for o in overrides if o.startswith("hydra/launcher="))
+    path = conf_dir() / "hydra" / "launcher" / f"{next(named, 'local')}.yaml"
+    if not path.is_file():
+        return []
+    found: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    return [name for name in found if name != "_target_"]
 
 
 def _settings(group: str, overrides: Sequence[str]) -> tuple[str, list[str]]:
