@@ -20,7 +20,7 @@ STATUS_KEYS = {
     "output_dir": "where the runs lie (outputs)",
     "study": "only this study",
     "sweep": "only this sweep; latest: the newest; all (default: the newest that is not finished)",
-    "watch": "true: keep the table up to date until the sweep is finished (true on a terminal)",
+    "watch": "true: keep the tables up to date until nothing is left to run (true on a terminal)",
     "json": "true: print JSON instead",
 }
 RESUME_KEYS = {
@@ -33,7 +33,7 @@ REFRESH_SECONDS = 2.0
 
 
 def status(arguments: Sequence[str]) -> int:
-    """Prints the table of a sweep, or follows it."""
+    """Prints the tables of sweeps, or follows them."""
     if any(a in ("-h", "--help") for a in arguments):
         print(usage("status", "how a sweep stands, from its files", STATUS_KEYS))
         return 0
@@ -47,8 +47,8 @@ def status(arguments: Sequence[str]) -> int:
         print(f"no runs under {given.get('output_dir', 'outputs')}")
         return 0
     follows = is_true("watch", given.get("watch", str(sys.stdout.isatty())))
-    if follows and len(chosen) == 1 and not ended(chosen[0]):
-        _follow(given)
+    if follows and not all(map(ended, chosen)):
+        _follow(given, chosen)
     else:
         from rich.console import Console
 
@@ -159,14 +159,18 @@ def about_search(search: dict[str, Any]) -> list[str]:
 STYLES = {"done": "green", "running": "cyan", "pending": "dim", "failed": "red", "pruned": "yellow"}
 
 
-def _follow(given: dict[str, str]) -> None:
+def _follow(given: dict[str, str], chosen: Sequence[SweepState]) -> None:
+    """Keeps what was chosen on the screen until all of it has ended, whatever else begins."""
+    from rich.console import Group
     from rich.live import Live
 
+    names = [(s.study, s.sweep) for s in chosen]
     with Live(auto_refresh=False) as live:
         while True:
-            (state, *_) = find(given)
-            live.update(screen(state), refresh=True)
-            if ended(state):
+            found = find(given | {"sweep": "all"})
+            states = [s for s in found if (s.study, s.sweep) in names]
+            live.update(Group(*map(screen, states)), refresh=True)
+            if all(map(ended, states)):
                 return
             time.sleep(REFRESH_SECONDS)
 
