@@ -87,29 +87,37 @@ def test_workers_end_with_their_driver(in_process: Path, tmp_path: Path) -> None
     sweeping.assert_same_runs(tmp_path, in_process)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_checkpoints_and_resume_goes_on(number: int, tmp_path: Path) -> None:
-    words = sweeping.command(tmp_path, SLOW, "checkpoint.every=0", "hydra.launcher.workers=2")
+@pytest.mark.parametrize(
+    ("number", "without_arguments"), [(signal.SIGINT, True), (signal.SIGTERM, False)]
+)
+def test_a_signal_leaves_checkpoints_and_resume_goes_on(
+    number: int, without_arguments: bool, tmp_path: Path
+) -> None:
+    """Resumed in the folder that it was started in, or from elsewhere by the name of its outputs."""
+    out = tmp_path / "outputs"  # where runs lie by default
+    words = ["train", "-m", *launching.SMALL, *sweeping.SWEEP, SLOW, "checkpoint.every=0"]
+    words += ["hydra.launcher.workers=2"]
     process = launching.start(*words, cwd=tmp_path)
-    sweeping.wait_until(lambda: sweeping.steps_logged(tmp_path) >= 3, process)
+    sweeping.wait_until(lambda: sweeping.steps_logged(out) >= 3, process)
     os.kill(process.pid, number)
     _, errors = process.communicate(timeout=launching.LIMIT)
     assert process.returncode == 130
     assert "goes on from there" in errors
     assert "Traceback" not in errors
-    states = sweeping.states(tmp_path)
+    states = sweeping.states(out)
     assert "running" not in states.values()
     stopped = [k for k, state in states.items() if state == "pending"]
-    assert any((tmp_path / "swept" / k / "checkpoint" / "state.json").exists() for k in stopped)
-    done = launching.called("resume", cwd=tmp_path)
-    assert done.returncode == 0 or "no runs" in done.stdout  # the default folder is outputs
-    done = launching.grpolab("resume", f"output_dir={tmp_path}", cwd=Path("/"))
+    assert any((out / "swept" / k / "checkpoint" / "state.json").exists() for k in stopped)
+    resume = ["resume"] if without_arguments else ["resume", f"output_dir={out}"]
+    where = tmp_path if without_arguments else Path("/")
+    done = launching.grpolab(*resume, cwd=where)
     assert done.returncode == 0, done.stderr
-    assert set(sweeping.states(tmp_path).values()) == {"done"}
-    assert len(sweeping.members(tmp_path)) == 4
-    nothing = launching.called("resume", f"output_dir={tmp_path}", cwd=tmp_path)
+    assert set(sweeping.states(out).values()) == {"done"}
+    assert len(sweeping.members(out)) == 4
+    nothing = launching.called(*resume, cwd=where)
     assert nothing.returncode == 0
-    assert "Nothing is left" in nothing.stdout
+    named = "outputs" if without_arguments else out
+    assert nothing.stdout == f"Nothing is left to do under {named}.\n"
 
 
 def test_two_drivers_share_a_sweep(in_process: Path, tmp_path: Path) -> None:
