@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 import shlex
 import signal
 import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +62,30 @@ def test_output_that_nobody_reads_loses_no_run(ending: str, tmp_path: Path) -> N
     run = launching.only_run(tmp_path / "out" / "default")
     assert launching.status(run)["state"] == "done"
     assert [step for step, _ in launching.metrics(run)] == [0, 1, 2]
+
+
+IMPATIENT = "from grpolab.cli import streams; streams.PATIENCE_SECONDS = 0.2"
+
+
+def test_a_full_pipe_that_nobody_reads_loses_no_run(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(write, bytes(select.PIPE_BUF))
+    os.set_blocking(write, True)  # as a shell's pipes are
+    code = f"{IMPATIENT}\nfrom grpolab.cli import entry\nentry()"
+    words = ["train", *launching.SMALL, "steps=1", "tracking=jsonl", "output_dir=out"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, env=launching.environment(),
+        stdout=write, stderr=write, timeout=launching.LIMIT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    run = launching.only_run(tmp_path / "out" / "default")
+    assert launching.status(run)["state"] == "done"
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        assert not pipe.read().strip(b"\0")  # all that the run had to say was dropped
 
 
 def test_a_sweep_whose_reader_leaves(undisturbed: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from grpolab.cli.inspect import key_values
+from grpolab.cli.streams import impatient
 from grpolab.component import ConfigError, nearest
 from grpolab.sweep.state import SweepState, all_sweeps, newest, single_runs
 
@@ -180,6 +181,7 @@ def resume(arguments: Sequence[str]) -> int:
     if any(a in ("-h", "--help") for a in arguments):
         print(usage("resume", "goes on with what is not finished", RESUME_KEYS))
         return 0
+    impatient()
     given = key_values(arguments, RESUME_KEYS)
     retry = given.pop("retry", None)
     if retry not in (None, "failed"):

@@ -14,6 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from grpolab.cli.streams import impatient
 from grpolab.component import ConfigError
 from grpolab.config import Run, bind_run
 from grpolab.sweep.compose import Command, Sweep, expand, parse_command
@@ -45,6 +46,7 @@ def train(arguments: Sequence[str]) -> int:
     if command.rest:
         _hand_to_hydra(command)
         return 0
+    impatient()
     sweep = expand(command)
     if sweep.searched:
         from grpolab.cli.search import run_search
