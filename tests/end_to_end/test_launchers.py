@@ -93,7 +93,7 @@ def test_workers_end_with_their_driver(in_process: Path, tmp_path: Path) -> None
 def test_a_signal_leaves_checkpoints_and_resume_goes_on(
     number: int, without_arguments: bool, tmp_path: Path
 ) -> None:
-    """Resumed in the folder that it was started in, or from elsewhere by the name of its outputs."""
+    """Resumed in the folder where it was started, or from elsewhere by the name of its outputs."""
     out = tmp_path / "outputs"  # where runs lie by default
     words = ["train", "-m", *launching.SMALL, *sweeping.SWEEP, SLOW, "checkpoint.every=0"]
     words += ["hydra.launcher.workers=2"]
