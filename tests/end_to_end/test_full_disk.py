@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -116,5 +117,17 @@ def test_a_full_disk_is_said_and_the_run_goes_on_later(
     assert not list((kept / "full").glob("model*"))  # no part of one
     assert (kept / "second.code").read_text().strip() == "0", (kept / "second.err").read_text()
     run = launching.only_run(kept / "out" / "default")
+    if case.checkpoint:
+        assert_it_went_on(kept / "full", run)
     assert launching.metrics(run) == launching.metrics(undisturbed)
     assert launching.weights(run) == launching.weights(undisturbed)
+
+
+def assert_it_went_on(stopped: Path, run: Path) -> None:
+    """No step up to the checkpoint was made again: the clock's numbers on its line are the same."""
+    state = json.loads((stopped / "checkpoint" / "state.json").read_text())
+    made = state["step"] + 1  # lines, step 0 among them
+    assert made > 1
+    before, after = ((f / "metrics.jsonl").read_text().splitlines() for f in (stopped, run))
+    assert json.loads(before[made - 1])["step"] == state["step"]
+    assert after[:made] == before[:made]
