@@ -31,7 +31,7 @@ from grpolab.training.loop import Trainer, prepare_torch
 DEFAULTS = {
     "task": "arithmetic", "sampler": "static", "selection": "all", "reward": "task",
     "advantage": "group_zscore", "reference": "frozen", "kl": "k3", "clip": "ppo",
-    "aggregation": "token_mean", "correction": "none", "design": "product",
+    "aggregation": "token_mean", "correction": "none", "design": "product", "search": "none",
 }  # fmt: skip
 
 GRAPHS = {False: "", True: ", decode steps as CUDA graphs"}
