@@ -176,6 +176,101 @@ def test_where_nothing_can_be_halved_the_error_stands(monkeypatch: pytest.Monkey
         updater.update(rollouts_with([]), 0, 0.0)
 
 
+BEFORE_AN_UPDATE = {
+    "minibatches": (4, ["updates_per_batch=2", "minibatches=2", "kl=k3"]),
+    "kl_in_reward": (4, ["kl=full", "kl.placement=reward_to_go"]),
+    "replay": (3, ["selection=replay"]),
+    "collision": (3, ["advantage=optimal_token_baseline"]),
+}
+"""(number of the forward pass that fails, settings that need passes beforehand). With a reference,
+which a little noise sets off from the policy, it is asked in every other pass."""
+
+
+def fails_once(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """The so manyeth forward pass without a gradient finds no memory."""
+    token_logps = Policy.token_logps
+    calls = 0
+
+    def small(self: Policy, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += not torch.is_grad_enabled()
+        if calls == at and not torch.is_grad_enabled():
+            raise MemoryError  # says nothing, as Python's own
+        return token_logps(self, *args, **kwargs)
+
+    monkeypatch.setattr(Policy, "token_logps", small)
+
+
+def set_off(updater: Updater) -> Updater:
+    """The reference moved away from the policy, and little micro-batches."""
+    source = torch.Generator().manual_seed(2)
+    if updater.forward.reference is not None:
+        updater.forward.reference.double()
+        with torch.no_grad():
+            for p in updater.forward.reference.parameters():
+                p += 0.05 * torch.randn(p.shape, generator=source, dtype=p.dtype)
+    updater.forward.budget = 24
+    return updater
+
+
+def scored(updater: Updater) -> Rollouts:
+    """Rollouts with log-probs and advantages, the second group from an older policy."""
+    rollouts = rollouts_with([])
+    if updater.run.selection.replays:
+        rollouts.ages[1] = 1
+        rollouts.old_logps = rollouts.sampler_logps.clone()
+    updater.score_logps(rollouts, 0.1)
+    rollouts.advantages = updater.advantages(rollouts, None)
+    return rollouts
+
+
+@pytest.mark.parametrize("case", BEFORE_AN_UPDATE)
+def test_out_of_memory_before_an_update_changes_nothing(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at, overrides = BEFORE_AN_UPDATE[case]
+    updater, plain = (set_off(updater_of(*overrides)) for _ in range(2))
+    expected = scored(plain)
+    plain.update(expected, 0, 0.1)
+    fails_once(monkeypatch, at)
+    with pytest.warns(UserWarning, match=r"the passes before an update \(MemoryError\).* 12 tok"):
+        found = scored(updater)
+    monkeypatch.undo()
+    assert updater.forward.budget == 12
+    for name in ("old_logps", "ref_logps", "kl_penalty", "collision"):
+        values, same = getattr(found, name), getattr(expected, name)
+        if same is not None:
+            gap = (values - same)[found.mask].abs().max()
+            assert float(gap) < 1e-10, name
+    updater.update(found, 0, 0.1)
+    torch.testing.assert_close(weights(updater), weights(plain), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "clip", [["clip=clip_cov", "clip.share=0.1", "clip.lo=-1", "clip.hi=1"], ["clip=bapo"]]
+)
+def test_out_of_memory_in_a_plan_changes_nothing(
+    clip: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = []
+    for at in (None, 2):
+        updater = set_off(updater_of("updates_per_batch=2", "minibatches=2", *clip))
+        rollouts = scored(updater)
+        assert rollouts.old_logps is not None
+        source = torch.Generator().manual_seed(3)
+        noise = torch.randn(rollouts.mask.shape, generator=source, dtype=torch.float64)
+        rollouts.old_logps += 0.3 * noise
+        if at is None:
+            updater.update(rollouts, 0, 0.0)
+        else:
+            fails_once(monkeypatch, at)
+            with pytest.warns(UserWarning, match=r"the plan of an update .* 12 tokens"):
+                updater.update(rollouts, 0, 0.0)
+            assert updater.forward.budget == 12
+        ends.append(weights(updater))
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-10, atol=1e-12)
+
+
 def test_other_errors_are_no_lack_of_memory() -> None:
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
     assert is_out_of_memory(MemoryError())

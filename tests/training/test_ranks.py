@@ -151,6 +151,8 @@ def run_all(folder: Path) -> tuple[dict[str, Ended], dict[str, Ended]]:
     cases = {name: {"raw": raw(folder, *settings)} for name, settings in VARIANTS.items()}
     little = raw(folder, "clip=cispo", "hardware.tokens_per_microbatch=20")
     cases["idle"] = {"raw": little, "idle": True}
+    planned = raw(folder, "clip=bapo", "hardware.tokens_per_microbatch=20")
+    cases["idle_planned"] = {"raw": planned, "idle": True}
     cases["whole"] = {"raw": raw(folder, *RESUMED)}
     cases["stopped"] = {"raw": raw(folder, *RESUMED), "stop": 2}
     cases["remembering"] = {"raw": raw(folder, "hardware.gradient_checkpointing=true")}
@@ -165,7 +167,7 @@ def run_all(folder: Path) -> tuple[dict[str, Ended], dict[str, Ended]]:
     return run_cases(1, cases, folder / "one"), run_cases(2, doubled, folder / "two")
 
 
-@pytest.mark.parametrize("name", [*VARIANTS, "idle", "remembering"])
+@pytest.mark.parametrize("name", [*VARIANTS, "idle", "idle_planned", "remembering"])
 def test_two_ranks_learn_what_one_learns(
     both: tuple[dict[str, Ended], dict[str, Ended]], name: str
 ) -> None:

@@ -12,7 +12,7 @@ from grpolab.policy.policy import Policy
 from grpolab.rollouts import Rollouts, concatenate
 from grpolab.sampling.base import Draw, Sampler
 from grpolab.training.failures import TrainingFailed
-from grpolab.training.memory import is_out_of_memory
+from grpolab.training.memory import is_out_of_memory, problem_of
 from grpolab.training.ranks import Ranks
 
 
@@ -85,7 +85,7 @@ def sample_rollouts(
                     f"out of memory while sampling {attempted} groups at once with "
                     f"sampler={sampler.name}; {_advice(sampler)}"
                 ) from error
-            problem = str(error).splitlines()[0]
+            problem = problem_of(error)
         # behind the handler: the traceback holds on to the tensors of the failed call
         warnings.warn(
             f"out of memory while sampling ({problem}); it goes on with {room.prompts} prompts a "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,8 +13,10 @@ from grpolab.config import Run
 from grpolab.policy.policy import Policy, TokenLogps
 from grpolab.policy.sharding import local
 from grpolab.rollouts import Rollouts
-from grpolab.training.memory import token_budget
+from grpolab.training.failures import TrainingFailed
+from grpolab.training.memory import is_out_of_memory, problem_of, token_budget
 
+Found = TypeVar("Found")
 PER_TOKEN = ("completion_ids", "mask", "sampler_logps", "sampler_policy_logps")
 WHERE_KNOWN = ("old_logps", "ref_logps")
 
@@ -94,6 +97,59 @@ class Forward:
             return False
         self.budget = max(1, min(self.budget, int(total.sum())) // 2)
         return True
+
+    def halving(
+        self,
+        attempt: Callable[[], Found],
+        rollouts: Rollouts,
+        place: str,
+        *,
+        learns: bool = False,
+    ) -> Found:
+        """What passes over micro-batches give. Out of memory, they begin again with micro-batches
+        of half the size: the same numbers.
+
+        Args:
+            attempt: all of them from their start, without a transfer between ranks that has to
+                happen once.
+            place: what the passes are, for the messages.
+            learns: whether there are backward passes among them.
+
+        Raises:
+            TrainingFailed: nothing is left to halve, or ranks share out their weights.
+        """
+        while True:
+            try:
+                return attempt()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.policy.sharded:  # the others wait in the middle of a pass
+                    raise TrainingFailed(
+                        f"out of memory in {place}, which ranks that share out their weights "
+                        "cannot begin again; a smaller hardware.tokens_per_microbatch needs less"
+                    ) from error
+                if not self.halve(rollouts):
+                    raise TrainingFailed(
+                        f"out of memory in {place} although its micro-batches are single rows; "
+                        f"{self._advice(learns)} needs less"
+                    ) from error
+                problem = problem_of(error)
+            # behind the handler: the traceback holds on to the tensors of the failed micro-batch
+            warnings.warn(
+                f"out of memory in {place} ({problem}); it goes on with micro-batches of "
+                f"{self.budget} tokens",
+                stacklevel=2,
+            )
+
+    def _advice(self, learns: bool) -> str:
+        """What needs less memory where micro-batches are single rows. Checkpointing is for backward
+        passes of our own kernels."""
+        ours = self.policy.decoder is not None and not self.run.kl.needs_logits
+        ours = ours and self.run.sampler.evaluation().scales
+        if learns and ours and not self.policy.checkpointing:
+            return "hardware.gradient_checkpointing=true or a smaller sampler.max_new_tokens"
+        return "a smaller sampler.max_new_tokens"
 
     def part(self, rollouts: Rollouts, rows: Tensor, width: int) -> dict[str, Tensor]:
         """The tensors of some rows, completions cut to `width`."""

@@ -26,6 +26,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(words in text for words in ON_A_CPU)
 
 
+def problem_of(error: BaseException) -> str:
+    """An error's first line, or its type where it says nothing, as Python's MemoryError does."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def token_budget(hardware: Hardware, policy: Policy) -> int:
     """Tokens of a micro-batch: `tokens_per_microbatch`, or fewer where `memory_budget` asks so."""
     if hardware.memory_budget is None:

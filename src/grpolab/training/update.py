@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,7 +22,6 @@ from grpolab.training.clock import Clock
 from grpolab.training.failures import TrainingFailed as TrainingFailed
 from grpolab.training.forward import Forward, cut, learning, unless_known
 from grpolab.training.measure import Sums, measure, step_metrics
-from grpolab.training.memory import is_out_of_memory
 from grpolab.training.optimizer import lr_at, make_optimizer, set_lr
 from grpolab.training.ranks import ALONE, Ranks
 
@@ -68,10 +66,26 @@ class Updater:
         are those of the policy that generated it. The reference is asked anew for all."""
         if not self.scores_before:
             return
+        fresh = rollouts.ages.repeat_interleave(rollouts.group_size).unsqueeze(1) == 0  # [N, 1]
+        scores = self.forward.halving(
+            lambda: self._scores(rollouts, fresh), rollouts, "the passes before an update"
+        )
+        self.ranks.sum_(scores)
+        now, ref, kl, collision = scores
+        rollouts.old_logps = unless_known(now, rollouts.old_logps, fresh)
+        rollouts.ref_logps = ref if self.forward.uses_reference else None
+        found = unless_known(collision, rollouts.collision, fresh)
+        rollouts.collision = found if self.run.advantage.needs_distribution else None
+        if self.kl_in_reward:
+            entered = rollouts.mask if beta else torch.zeros_like(rollouts.mask)
+            rollouts.kl_penalty = beta * valid(kl, entered)  # 0 · inf would be NaN
+
+    def _scores(self, rollouts: Rollouts, fresh: Tensor) -> list[Tensor]:
+        """Log-probs, the reference's, the KL and the collision [N, T] of this rank's rows; 0 where
+        they are not needed and in the other rows."""
         needs_collision = self.run.advantage.needs_distribution
         now_all = self._empty(rollouts.mask)
         ref, kl, collision = (torch.zeros_like(now_all) for _ in range(3))
-        fresh = rollouts.ages.repeat_interleave(rollouts.group_size).unsqueeze(1) == 0  # [N, 1]
         rows_here = torch.arange(len(rollouts))
         rows_here = rows_here[self._mine(rollouts, rows_here)]
         parts = list(self.forward.microbatches(rollouts, rows_here))
@@ -96,14 +110,7 @@ class Updater:
                         ref_logits=base.logits,
                     ).to(kl)
         self.forward.keep_pace(idle, rollouts)
-        self.ranks.sum_([now_all, ref, kl, collision])
-        rollouts.old_logps = unless_known(now_all, rollouts.old_logps, fresh)
-        rollouts.ref_logps = ref if self.forward.uses_reference else None
-        found = unless_known(collision, rollouts.collision, fresh)
-        rollouts.collision = found if needs_collision else None
-        if self.kl_in_reward:
-            entered = rollouts.mask if beta else torch.zeros_like(rollouts.mask)
-            rollouts.kl_penalty = beta * valid(kl, entered)  # 0 · inf would be NaN
+        return [now_all, ref, kl, collision]
 
     def advantages(self, rollouts: Rollouts, baseline: float | None) -> Tensor:
         """The advantages of scored rollouts, with the KL where it stands in the reward."""
@@ -151,7 +158,6 @@ class Updater:
             rows = (groups.unsqueeze(1) * group + torch.arange(group)).flatten()
             with self.clock("logps"):
                 plan = self._plan(rollouts, rows, (step, done)) if run.clip.needs_plan else None
-            self.optimizer.zero_grad(set_to_none=True)
             with self.clock("backward"):
                 own, seen = self.backward(rollouts, rows, beta, plan)
                 if not self.policy.sharded:  # else the backward passes have done so
@@ -181,36 +187,15 @@ class Updater:
     ) -> tuple[Sums, Seen]:
         """Puts the gradient of an optimizer step into the parameters' `grad`.
 
-        Out of memory, it begins again with micro-batches of half the size: the same gradient.
-
         Returns:
             what was measured, and the log-probs that were computed, by their name in `rollouts`.
         """
-        while True:
-            try:
-                return self._microbatches(rollouts, rows, beta, plan)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if self.policy.sharded:  # the others wait in the middle of a pass
-                    raise TrainingFailed(
-                        "out of memory in an update, which ranks that share out their weights "
-                        "cannot begin again; a smaller hardware.tokens_per_microbatch needs less"
-                    ) from error
-                if not self.forward.halve(rollouts):
-                    raise TrainingFailed(
-                        "out of memory in an update although its micro-batches are single rows; "
-                        "hardware.gradient_checkpointing=true or a smaller "
-                        "sampler.max_new_tokens needs less"
-                    ) from error
-                problem = str(error).splitlines()[0]
-            # behind the handler: the traceback holds on to the tensors of the failed micro-batch
-            self.optimizer.zero_grad(set_to_none=True)
-            warnings.warn(
-                f"out of memory in an update ({problem}); it goes on with micro-batches of "
-                f"{self.forward.budget} tokens",
-                stacklevel=2,
-            )
+
+        def attempt() -> tuple[Sums, Seen]:
+            self.optimizer.zero_grad(set_to_none=True)  # also what a failed attempt left behind
+            return self._microbatches(rollouts, rows, beta, plan)
+
+        return self.forward.halving(attempt, rollouts, "an update", learns=True)
 
     def _microbatches(
         self, rollouts: Rollouts, rows: Tensor, beta: float, plan: Plan | None
@@ -282,8 +267,29 @@ class Updater:
     def _plan(self, rollouts: Rollouts, rows: Tensor, noise: tuple[int, int]) -> Plan:
         """What a clip wants to know of a whole optimizer step, from a forward pass over it."""
         index = rows.to(rollouts.mask.device)
-        mask = rollouts.mask[index]
-        logps = self._empty(mask)
+        found = self.forward.halving(
+            lambda: self._planned(rollouts, rows), rollouts, "the plan of an update"
+        )
+        self.ranks.sum_(found)
+        logps, entropy = found
+        old = logps if rollouts.old_logps is None else rollouts.old_logps[index]
+        source = generator(self.run.seed, "selection", *noise, 1)
+        assert rollouts.rewards is not None
+        plan: Plan = self.run.clip.plan(
+            logps,
+            old,
+            rollouts.advantage_rows()[index],
+            rollouts.mask[index],
+            rewards=rollouts.rewards.reshape(-1, 1)[index],
+            entropy=entropy,
+            truncated=rollouts.truncated[index].unsqueeze(1),
+            noise=torch.rand(logps.shape, generator=source).to(logps.device),
+        )
+        return plan
+
+    def _planned(self, rollouts: Rollouts, rows: Tensor) -> list[Tensor]:
+        """Log-probs and entropy [n, T] of those of some rows that this rank runs; 0 elsewhere."""
+        logps = self._empty(rollouts.mask[rows.to(rollouts.mask.device)])
         entropy = torch.zeros_like(logps)
         parts = list(self._parts(rollouts, rows, self._mine(rollouts, rows)))
         idle = self._idle_passes(len(parts))
@@ -292,21 +298,7 @@ class Updater:
             logps[own, :width] = now.logps.to(logps)
             entropy[own, :width] = now.entropy.to(entropy)
         self.forward.keep_pace(idle, rollouts, reference=False)
-        self.ranks.sum_([logps, entropy])
-        old = logps if rollouts.old_logps is None else rollouts.old_logps[index]
-        source = generator(self.run.seed, "selection", *noise, 1)
-        assert rollouts.rewards is not None
-        plan: Plan = self.run.clip.plan(
-            logps,
-            old,
-            rollouts.advantage_rows()[index],
-            mask,
-            rewards=rollouts.rewards.reshape(-1, 1)[index],
-            entropy=entropy,
-            truncated=rollouts.truncated[index].unsqueeze(1),
-            noise=torch.rand(mask.shape, generator=source).to(mask.device),
-        )
-        return plan
+        return [logps, entropy]
 
     def _microbatch(
         self,
