@@ -230,7 +230,9 @@ def same_end(one: Ended, two: Ended) -> None:
         assert step == same
         assert found.keys() == expected.keys()
         for key, value in expected.items():
-            assert found[key] == pytest.approx(value, rel=1e-5, abs=1e-6, nan_ok=True), key
+            by_sampler = key.startswith(("correction/", "kl/sampler"))  # float32, where it is hf
+            digits = 1e-5 if by_sampler else 1e-10
+            assert found[key] == pytest.approx(value, rel=digits, abs=digits, nan_ok=True), key
 
 
 def test_the_variants_move_the_weights_and_differ(

@@ -15,7 +15,8 @@ from grpolab.training.ranks import Ranks
 
 @dataclass
 class Sums:
-    """Sums over valid tokens, on the device, until one transfer at the end of the step."""
+    """Sums over valid tokens, on the device, until one transfer at the end of the step; as precise
+    as what is added, and float32 at least."""
 
     totals: dict[str, Tensor] = field(default_factory=dict)
     maxima: dict[str, Tensor] = field(default_factory=dict)
@@ -23,18 +24,18 @@ class Sums:
 
     def add(self, name: str, value: Tensor) -> None:
         """Adds a 0-d tensor to a sum."""
-        value = value.detach().float()
+        value = at_least_float32(value.detach())
         self.totals[name] = self.totals[name] + value if name in self.totals else value
 
     def keep_max(self, name: str, value: Tensor) -> None:
         """Keeps the larger of a 0-d tensor and the maximum so far."""
-        value = value.detach().float()
+        value = at_least_float32(value.detach())
         known = self.maxima.get(name)
         self.maxima[name] = value if known is None else torch.maximum(known, value)
 
     def keep_min(self, name: str, value: Tensor) -> None:
         """Keeps the smaller of a 0-d tensor and the minimum so far."""
-        value = value.detach().float()
+        value = at_least_float32(value.detach())
         known = self.minima.get(name)
         self.minima[name] = value if known is None else torch.minimum(known, value)
 
@@ -51,11 +52,10 @@ class Sums:
         """Of all ranks together."""
         if ranks.alone:
             return self
-        kinds = [{k: float(v) for k, v in kind.items()} for kind in self._kinds()]
+        kinds = [{k: (float(v), v.dtype.itemsize) for k, v in d.items()} for d in self._kinds()]
         whole = Sums()
         for found in ranks.gather(kinds):
-            totals, maxima, minima = [{k: torch.tensor(v) for k, v in f.items()} for f in found]
-            whole.merge(Sums(totals, maxima, minima))
+            whole.merge(Sums(*({k: as_sent(*v) for k, v in kind.items()} for kind in found)))
         return whole
 
     def _kinds(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
@@ -68,6 +68,16 @@ class Sums:
             return {}
         numbers = torch.stack(list(named.values())).tolist()
         return dict(zip(named, numbers, strict=True))
+
+
+def at_least_float32(value: Tensor) -> Tensor:
+    """float64 stays; everything below float32, and whole numbers, become float32."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def as_sent(value: float, size: int) -> Tensor:
+    """Another rank's 0-d tensor of so many bytes."""
+    return torch.tensor(value, dtype=torch.float64 if size == 8 else torch.float32)
 
 
 def measure(
@@ -99,9 +109,10 @@ def measure(
             sums.keep_min(name, value)
         else:
             sums.add(name, value * count)
-    ratio = ratio_sums(logps, old_logps, mask)
-    sums.add("ratio_excess", ratio["excess"])
-    sums.add("ratio_squares", ratio["squares"])
+    ratio = ratio_sums(logps, old_logps, mask)  # float64 inside a micro-batch, whatever comes in
+    precise = torch.promote_types(logps.dtype, torch.float32)
+    sums.add("ratio_excess", ratio["excess"].to(precise))
+    sums.add("ratio_squares", ratio["squares"].to(precise))
     sums.keep_max("policy/ratio_max", ratio["max"])
     sums.add("kl/old_k3", kl_estimates(logps, old_logps, mask)["k3"])
     sums.add("kl/sampler_k3", kl_estimates(old_logps, sampler_policy_logps, mask)["k3"])
