@@ -64,7 +64,7 @@ def check_conflicts(run: Run) -> None:
             "update to stop; allowed: null, or updates_per_batch of at least 2."
         )
     check_selection(run)
-    check_shard(run)
+    check_hardware(run)
     if run.updates_per_batch % run.minibatches:
         raise ConfigError(
             f"updates_per_batch: {run.updates_per_batch} given with minibatches="
@@ -116,8 +116,14 @@ def check_advantage(run: Run) -> None:
         )
 
 
-def check_shard(run: Run) -> None:
-    """Refuses what cannot be shared out over ranks, also where one process alone has it all."""
+def check_hardware(run: Run) -> None:
+    """Refuses what an engine does not do, and what cannot be shared out over ranks, also where one
+    process alone has it all."""
+    if run.hardware.gradient_checkpointing and run.hardware.engine == "plain":
+        raise ConfigError(
+            "hardware.gradient_checkpointing: true given with hardware.engine=plain, whose layers "
+            "keep all they compute; allowed: false, or hardware.engine=auto."
+        )
     if run.hardware.shard == "none":
         return
     key, given, allowed = "", "", ""

@@ -162,18 +162,33 @@ def test_out_of_memory_halves_the_micro_batches(
     torch.testing.assert_close(weights(updater), weights(plain), rtol=1e-9, atol=1e-12)
 
 
-def test_where_nothing_can_be_halved_the_error_stands(monkeypatch: pytest.MonkeyPatch) -> None:
-    updater = updater_of()
+@pytest.mark.parametrize(
+    ("overrides", "advised"),
+    [
+        ([], True),
+        (["hardware.gradient_checkpointing=true"], False),
+        (["hardware.engine=plain"], False),
+        (["kl=full", "kl.beta=0.1"], False),
+        (["sampler.top_k=10", "sampler.match_support=true"], False),
+        (["clip=bapo"], False),  # its plan has no backward pass
+    ],
+)
+def test_where_nothing_can_be_halved_the_error_stands(
+    overrides: list[str], advised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And recommends checkpointing where it is off and something would come of it."""
+    updater = updater_of(*overrides)
 
     def never(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(Policy, "token_logps", never)
     with (
-        pytest.warns(UserWarning, match="out of memory in an update"),
-        pytest.raises(TrainingFailed, match=r"out of memory.*single"),
+        pytest.warns(UserWarning, match="out of memory in"),
+        pytest.raises(TrainingFailed, match=r"out of memory.*single.*max_new_tokens") as caught,
     ):
         updater.update(rollouts_with([]), 0, 0.0)
+    assert ("gradient_checkpointing" in str(caught.value)) == advised
 
 
 BEFORE_AN_UPDATE = {
@@ -217,6 +232,7 @@ def scored(updater: Updater) -> Rollouts:
     """Rollouts with log-probs and advantages, the second group from an older policy."""
     rollouts = rollouts_with([])
     if updater.run.selection.replays:
+        assert rollouts.sampler_logps is not None
         rollouts.ages[1] = 1
         rollouts.old_logps = rollouts.sampler_logps.clone()
     updater.score_logps(rollouts, 0.1)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from grpolab.component import component, names
+from grpolab.component import ConfigError, component, names
 from grpolab.config import Engine, Run
 from grpolab.policy import head
 from grpolab.rollouts import Rollouts
@@ -152,6 +152,12 @@ def test_gradient_checkpointing_changes_nothing(folder: str) -> None:
     plain = run_with(folder, "auto", "kl=k3", budget=40)
     found, expected = gradient(ours)[0], gradient(plain)[0]
     assert torch.equal(found, expected)
+
+
+def test_gradient_checkpointing_is_refused_where_it_would_do_nothing() -> None:
+    message = r"^hardware\.gradient_checkpointing: true given with hardware\.engine=plain.*=auto\.$"
+    with pytest.raises(ConfigError, match=message):
+        lab.run_of("hardware.engine=plain", "hardware.gradient_checkpointing=true")
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
