@@ -27,6 +27,7 @@ def test_it_runs_with_torch_and_transformers_alone() -> None:
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     about, *found = (json.loads(line) for line in done.stdout.splitlines() if line[:1] == "{")

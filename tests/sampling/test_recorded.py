@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,12 @@ import torch
 
 from grpolab.component import ConfigError, component
 from grpolab.conflicts import check_conflicts
-from grpolab.policy.policy import Policy
+from grpolab.policy.policy import Encoder, Policy
 from grpolab.sampling import recorded
 from grpolab.sampling.base import Draw, Samples
 from grpolab.sampling.decoding import DecoderEngine
 from grpolab.sampling.recorded import RecordedEngine, doubled, rounded
+from grpolab.sweep.preflight import check_kernels
 
 if TYPE_CHECKING:
     from tests.policy import policies as lab
@@ -207,6 +209,14 @@ def test_plain_kernels_are_refused_before_a_model_is_loaded() -> None:
     check_conflicts(run)
     with pytest.raises(ConfigError, match=r"sampler\.cuda_graphs: .* allowed: false, or hardware"):
         check_conflicts(replace(run, hardware=replace(run.hardware, engine="plain")))
+
+
+@pytest.mark.parametrize("key", ["sampler.cuda_graphs", "hardware.gradient_checkpointing"])
+def test_another_family_is_refused_before_a_model_is_loaded(key: str, tmp_path: Path) -> None:
+    for kind, refused in (("GPT2", True), ("Llama", False)):
+        run = lab.run_of(f"model.name={lab.random_model(tmp_path / kind, kind)}", f"{key}=true")
+        with pytest.raises(ConfigError, match=rf"{key}: .* a gpt2") if refused else nullcontext():
+            check_kernels(run, Encoder(run.model).config)
 
 
 @pytest.mark.parametrize(("count", "most", "found"), [(1, 9, 1), (4, 9, 4), (5, 9, 8), (9, 9, 9)])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from grpolab.cli.status import status
+from grpolab.cli.status import IDLE_LOOKS, status
 from grpolab.tracking.folder import RunFolder
 
 MEMBER = {"seed": 0, "baseline": True, "steps": 4}
@@ -22,7 +24,9 @@ def runs(tmp_path: Path) -> tuple[RunFolder, RunFolder]:
     made = [RunFolder(tmp_path / "s" / name) for name in ("swept", "single")]
     for folder, arm in zip(made, ("clip=swept", "clip=single"), strict=True):
         folder.path.mkdir(parents=True)
-        folder.set_status("running", lease=True)
+        lease = {"host": socket.gethostname(), "pid": os.getppid(), "time": 0.0}
+        held = {"state": "running", "reason": None, "lease": lease}  # by a process that is alive
+        (folder.path / "STATUS").write_text(json.dumps(held))
         folder.append_metrics(1, {"time/wall": 2.0})
         folder.write_json("run.json", MEMBER | {"arm": arm})
     write_sweep(tmp_path, "20260101-000000-aa", "swept")
@@ -40,6 +44,7 @@ def write_sweep(out: Path, sweep: str, job_id: str) -> None:
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> StringIO:
     """What a terminal gets of what is kept up to date."""
+    monkeypatch.setenv("TERM", "xterm")
     text = StringIO()
     console = Console(file=text, force_terminal=True, width=120, height=60)
     monkeypatch.setattr("rich.live.get_console", lambda: console)
@@ -61,13 +66,13 @@ def test_a_sweep_and_a_single_run_are_followed_to_their_ends(
     ]
     shown: list[str] = []
 
-    def sleep(seconds: float) -> None:
+    def wait() -> None:
         shown.append(terminal.getvalue())
         terminal.truncate(0)
         terminal.seek(0)
         meanwhile.pop(0)()
 
-    monkeypatch.setattr("grpolab.cli.status.time.sleep", sleep)
+    monkeypatch.setattr("grpolab.cli.status.wait", wait)
     assert status([f"output_dir={tmp_path}", "watch=true"]) == 0
     shown.append(terminal.getvalue())
     assert meanwhile == []
@@ -92,3 +97,33 @@ def test_what_has_ended_is_printed_once(
     assert status([f"output_dir={tmp_path}", "sweep=all", "watch=true"]) == 0
     assert terminal.getvalue() == ""
     assert capsys.readouterr().out.count("1 done") == 2
+
+
+@pytest.mark.parametrize("watch", [[], ["watch=true"]])
+def test_an_interrupted_run_is_not_looked_at_for_ever(
+    watch: list[str],
+    runs: tuple[RunFolder, RunFolder],
+    terminal: StringIO,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unless asked for, as by who is about to go on with it."""
+    monkeypatch.setattr("grpolab.cli.status.on_terminal", lambda: True)
+    looks: list[None] = []
+
+    def wait() -> None:
+        looks.append(None)
+        if len(looks) == 3:
+            for folder in runs:
+                folder.set_status("pending", "interrupted")
+        if len(looks) == 20:
+            for folder in runs:
+                folder.set_status("done")
+
+    monkeypatch.setattr("grpolab.cli.status.wait", wait)
+    assert status([f"output_dir={tmp_path}", *watch]) == 0
+    assert len(looks) == (20 if watch else 3 + IDLE_LOOKS - 1)
+    looks.clear()
+    if not watch:  # and from the start on: a table, once
+        assert status([f"output_dir={tmp_path}"]) == 0
+        assert looks == []

@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ STATUS_KEYS = {
     "output_dir": "where the runs lie (outputs)",
     "study": "only this study",
     "sweep": "only this sweep; latest: the newest; all (default: the newest that is not finished)",
-    "watch": "true: keep the tables up to date until nothing is left to run (true on a terminal)",
+    "watch": "true: keep the tables up to date to the end (on a terminal: while a run is at work)",
     "json": "true: print JSON instead",
 }
 RESUME_KEYS = {
@@ -31,6 +32,7 @@ RESUME_KEYS = {
     "retry": "failed: run those that failed again",
 }
 REFRESH_SECONDS = 2.0
+IDLE_LOOKS = 5  # between one job of a sweep and the next there may be none at work
 
 
 def status(arguments: Sequence[str]) -> int:
@@ -47,12 +49,14 @@ def status(arguments: Sequence[str]) -> int:
     if not chosen:
         print(f"no runs under {given.get('output_dir', 'outputs')}")
         return 0
-    follows = is_true("watch", given.get("watch", str(sys.stdout.isatty())))
-    if follows and not all(map(ended, chosen)):
-        _follow(given, chosen)
-    else:
-        from rich.console import Console
+    from rich.console import Console
 
+    asked = "watch" in given and is_true("watch", given["watch"])
+    looks = asked or ("watch" not in given and on_terminal() and any(map(running, chosen)))
+    if looks and not all(map(ended, chosen)) and not Console().is_dumb_terminal:
+        with suppress(KeyboardInterrupt):  # the way out of looking on
+            _follow(given, chosen, to_the_end=asked)
+    else:
         for state in chosen:
             Console().print(screen(state))
     return 0
@@ -160,20 +164,42 @@ def about_search(search: dict[str, Any]) -> list[str]:
 STYLES = {"done": "green", "running": "cyan", "pending": "dim", "failed": "red", "pruned": "yellow"}
 
 
-def _follow(given: dict[str, str], chosen: Sequence[SweepState]) -> None:
-    """Keeps what was chosen on the screen until all of it has ended, whatever else begins."""
+def _follow(given: dict[str, str], chosen: Sequence[SweepState], *, to_the_end: bool) -> None:
+    """Keeps what was chosen on the screen, whatever other sweep begins.
+
+    Args:
+        to_the_end: until all of it has ended; else also where nothing of it has been running for
+            some looks, as after a sweep was interrupted.
+    """
     from rich.console import Group
     from rich.live import Live
 
     names = [(s.study, s.sweep) for s in chosen]
+    idle = 0
     with Live(auto_refresh=False) as live:
         while True:
             found = find(given | {"sweep": "all"})
             states = [s for s in found if (s.study, s.sweep) in names]
             live.update(Group(*map(screen, states)), refresh=True)
-            if all(map(ended, states)):
+            idle = 0 if any(map(running, states)) else idle + 1
+            if all(map(ended, states)) or (idle >= IDLE_LOOKS and not to_the_end):
                 return
-            time.sleep(REFRESH_SECONDS)
+            wait()
+
+
+def running(state: SweepState) -> bool:
+    """Whether a process is at work on it."""
+    return bool(state.counts["running"])
+
+
+def on_terminal() -> bool:
+    """Whether somebody may be looking."""
+    return sys.stdout.isatty()
+
+
+def wait() -> None:
+    """Until the next look."""
+    time.sleep(REFRESH_SECONDS)
 
 
 def resume(arguments: Sequence[str]) -> int:

@@ -68,7 +68,7 @@ class Decoder:
         if hasattr(model, "get_base_model"):
             model = model.get_base_model()
         config = model.config
-        if not _is_known(config):
+        if not is_known(config):
             return None
         attention = model.model.layers[0].self_attn
         return Decoder(
@@ -102,7 +102,8 @@ class Decoder:
         return cos[0, :, None, :half], sin[0, :, None, :half]
 
 
-def _is_known(config: Any) -> bool:
+def is_known(config: Any) -> bool:
+    """Whether a Transformers configuration is of a family that this decoder is written for."""
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
     windowed = getattr(config, "sliding_window", None) is not None
     windowed = windowed and getattr(config, "use_sliding_window", True)

@@ -37,11 +37,13 @@ PLAIN: tuple[str, list[Any], str] = ("none", [], "")
 
 @cache
 def on_intel() -> bool:
-    """Whether the processor is Intel's; only Linux tells, and elsewhere no build has MKL."""
+    """Whether this build of PyTorch has MKL, and the processor is Intel's, which Linux alone tells
+    without more ado."""
     try:
-        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+        intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
+    return intel and bool(torch.backends.mkl.is_available())  # type: ignore[no-untyped-call]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -11,8 +11,10 @@ def hydra_job(config: Any) -> str:
     """The task function of a Hydra multirun: its state as text."""
     from omegaconf import OmegaConf
 
+    from grpolab.cli.streams import impatient
     from grpolab.sweep.job import run_job
 
+    impatient()
     raw = OmegaConf.to_container(config, resolve=True)
     assert isinstance(raw, dict)
     return run_job({str(k): v for k, v in raw.items()})

@@ -41,11 +41,28 @@ def check(run: Run) -> Ready:
 
     pick_device(run.hardware.device)
     encoder = load_encoder(run.model.name, run.model)
+    check_kernels(run, encoder.config)
     check_room(run, encoder, examples)
     prepare = getattr(run.reward, "prepare", None)
     if prepare is not None:
         prepare()
     return Ready(encoder, examples)
+
+
+def check_kernels(run: Run, config: Any) -> None:
+    """Refuses what our own kernels alone do, for a family that they are not written for."""
+    from grpolab.policy.decoder import is_known
+
+    asked = {
+        "sampler.cuda_graphs": getattr(run.sampler, "cuda_graphs", False),
+        "hardware.gradient_checkpointing": run.hardware.gradient_checkpointing,
+    }
+    for key, given in asked.items():
+        if given and not is_known(config):
+            raise ConfigError(
+                f"{key}: true given with model.name={run.model.name}, a {config.model_type}, which "
+                "runs through Transformers' own forward; allowed: false."
+            )
 
 
 def check_without_torch(run: Run) -> Examples:
