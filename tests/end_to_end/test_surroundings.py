@@ -78,7 +78,7 @@ def test_a_full_pipe_that_nobody_reads_loses_no_run(tmp_path: Path) -> None:
     words = ["train", *launching.SMALL, "steps=1", "tracking=jsonl", "output_dir=out"]
     done = subprocess.run(
         [sys.executable, "-c", code, *words], cwd=tmp_path, env=launching.environment(),
-        stdout=write, stderr=write, timeout=launching.LIMIT, check=False,
+        stdout=write, stderr=write, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0
     run = launching.only_run(tmp_path / "out" / "default")

@@ -10,16 +10,19 @@ from __future__ import annotations
 import io
 import os
 import select
+import socket
 import stat
 import sys
+from contextlib import suppress
+from time import monotonic
 from typing import Any
 
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 5.0
 """How long a run waits for the reader of a full pipe, before it goes on without it."""
 
 
 class Pipe(io.RawIOBase):
-    """A standard stream that is a pipe, of which a reader may be alive and not read.
+    """A standard stream that is a pipe or a socket, of which a reader may be alive and not read.
 
     Pieces of at most PIPE_BUF bytes are written: so many fit where select says that a pipe takes
     something, while a longer write would wait for the reader. What compiled code writes to the
@@ -31,6 +34,7 @@ class Pipe(io.RawIOBase):
 
     def __init__(self, number: int, name: str) -> None:
         self._number, self.name = number, name
+        self._waited = 0.0  # since something was written
 
     def fileno(self) -> int:
         return self._number
@@ -39,14 +43,78 @@ class Pipe(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        """Writes the beginning of it.
+        """Writes the beginning of it; with limited patience, all of it to nobody if nobody reads.
 
-        Raises:
-            TimeoutError: nobody has read for so long.
+        The giving up is done here, below every buffer: so all of them are rid of what they hold,
+        and none waits again.
         """
-        if not select.select([], [self._number], [], self.patience)[1]:
-            raise TimeoutError(f"{self.name}: nobody reads")
-        return os.write(self._number, memoryview(data)[: select.PIPE_BUF])
+        view = memoryview(data).cast("B")
+        try:
+            while self._is_ready():
+                with suppress(BlockingIOError):  # another writer was faster
+                    written = put(self._number, view[: select.PIPE_BUF])
+                    self._waited = 0.0
+                    return written
+        except OSError:
+            if self.patience is None:
+                raise
+        to_nobody(self._number)
+        self._waited = 0.0
+        return len(view)
+
+    def _is_ready(self) -> bool:
+        """Whether it takes something before patience is at its end.
+
+        What interrupts the waiting, a reward's time limit for instance, does not renew patience.
+        """
+        left = None if self.patience is None else max(self.patience - self._waited, 0.0)
+        start = monotonic()
+        try:
+            return bool(select.select([], [self._number], [], left)[1])
+        finally:
+            self._waited += monotonic() - start
+
+
+class Unbuffered(io.BufferedWriter):
+    """Holds nothing back, as `python -u` asks for; a pipe takes a long text only in pieces."""
+
+    def write(self, data: Any) -> int:
+        written = super().write(data)
+        self.flush()
+        return written
+
+
+def put(number: int, piece: memoryview) -> int:
+    """Writes the beginning of it, where possible without waiting.
+
+    Other processes share the descriptor's flags, so it is not made non-blocking itself. Linux
+    opens a second one to the same pipe; elsewhere the write may wait if another writer has filled
+    the pipe since select.
+
+    Raises:
+        BlockingIOError: nothing fits.
+    """
+    mode = os.fstat(number).st_mode
+    if stat.S_ISSOCK(mode):
+        with socket.socket(fileno=os.dup(number)) as own:
+            return own.send(piece, socket.MSG_DONTWAIT)
+    if not stat.S_ISFIFO(mode):  # somebody has redirected it, into a file for instance
+        return os.write(number, piece)
+    try:
+        second = os.open(f"/proc/self/fd/{number}", os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:  # no such folder, another user's pipe, or no reader
+        return os.write(number, piece)
+    try:
+        return os.write(second, piece)
+    finally:
+        os.close(second)
+
+
+def to_nobody(number: int) -> None:
+    """Sends all that follows, also of libraries that write to the descriptor itself, to nobody."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
 def impatient() -> None:
@@ -55,16 +123,23 @@ def impatient() -> None:
 
 
 def through_pipe(stream: Any) -> Any:
-    """The same stream; if it is a pipe, with a limit to waiting."""
-    if not stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
+    """The same stream; if it is a pipe or a socket, with a limit to waiting."""
+    try:
+        number = stream.fileno()
+        mode = os.fstat(number).st_mode
+    except (AttributeError, OSError, ValueError):  # in memory, or a notebook's
+        return stream
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
         return stream
     stream.flush()
+    buffered = Unbuffered if stream.write_through else io.BufferedWriter
     return io.TextIOWrapper(
-        io.BufferedWriter(Pipe(stream.fileno(), stream.name)),
+        buffered(Pipe(number, stream.name)),
         encoding=stream.encoding,
         errors=stream.errors,
         newline="\n",
-        line_buffering=stream.line_buffering or stream.write_through,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
     )
 
 
@@ -98,11 +173,8 @@ class Tolerant:
             self._give_up()
 
     def _give_up(self) -> None:
-        """Sends this and all that follows, also of libraries that write to the descriptor itself,
-        to nobody."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
+        with suppress(AttributeError, ValueError):  # no descriptor
+            to_nobody(self._stream.fileno())
 
 
 def open_all() -> None:
