@@ -128,8 +128,11 @@ def _arm(name: str, raw: dict[str, Any], base: Mapping[str, Any]) -> Arm:
         raise ConfigError(f"{str(error).rstrip('.')} (arm {name}).") from error
 
 
-def recomposed(raw: Mapping[str, Any], config_dir: str | None = None) -> list[str]:
-    """Overrides that compose to a resolved configuration: choices, then whatever differs.
+def recomposed(
+    raw: Mapping[str, Any], config_dir: str | None = None, key: str = "run"
+) -> list[str]:
+    """Overrides that compose to a resolved configuration: choices, then whatever differs. The key
+    that named the run is for the error.
 
     Raises:
         ConfigError: none do, as with components that this command does not know.
@@ -144,7 +147,7 @@ def recomposed(raw: Mapping[str, Any], config_dir: str | None = None) -> list[st
     again = expand(Command(found, config_dir=config_dir)).jobs[0].raw
     if any(again.get(k) != v for k, v in raw.items()):
         raise ConfigError(
-            "run: its configuration does not compose again with these choices; allowed: runs of "
+            f"{key}: its configuration does not compose again with these choices; allowed: runs of "
             "this version, with the --config-dir they were made with."
         )
     return found

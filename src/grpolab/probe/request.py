@@ -17,6 +17,8 @@ from grpolab.sweep.compose import Command
 
 PARTS = ("signal", "shares", "tokens")
 """What may be asked for beside norms and cosines."""
+MODEL = "model"
+"""What a run exports at its end."""
 
 
 @dataclass
@@ -77,7 +79,7 @@ class Request:
         place = place_of(Path(str(path)), "run" if known else "checkpoint")
         if place.folder is None:
             return place, [f"model.name={path}", *words]
-        own = recomposed(_config_of(place.folder, place.key), self.command.config_dir)
+        own = recomposed(_config_of(place.folder, place.key), self.command.config_dir, place.key)
         return place, list({w.partition("=")[0]: w for w in [*own, *words]}.values())
 
     def _check(self, base: Run, arms: Sequence[Arm]) -> None:
@@ -153,45 +155,73 @@ def _config_of(folder: Path, key: str) -> Mapping[str, Any]:
 
 
 def place_of(path: Path, key: str = "checkpoint") -> Place:
-    """What lies at a path: a run's folder, its checkpoint/ or model/, or any saved model.
+    """What lies at a path: a run's folder, its checkpoint/, checkpoint.old/ or model/, or any saved
+    model. A part that is named is used or refused: other weights would answer another question.
 
     Raises:
         ConfigError: no weights are there, or none that are whole.
     """
+    from grpolab.training import checkpoint
+
     if path.is_dir():  # a misspelt name in a run's folder is not that run
-        for folder in (path, path.parent):
-            if (folder / "config.yaml").exists():
-                return _in_run(path, folder, key)
-        if (path / "config.json").exists():
+        if (path / "config.yaml").exists():
+            return Place(path, _newest(path, key), key)
+        run = path.parent if (path.parent / "config.yaml").exists() else None
+        if run is not None and path.name in checkpoint.PARTS:
+            damage = _damage(path)
+            if damage:
+                raise _not_whole(path, damage, key)
+            return Place(run, path, key)
+        if (run is None or path.name == MODEL) and (path / "config.json").exists():
             check_weights(path, str(path), key)
-            return Place(None, path, key)
+            return Place(run, path, key)
     raise ConfigError(
         f"{key}: no weights at {str(path)!r}; allowed: a run's folder, its checkpoint, or a saved "
         "model."
     )
 
 
-def _in_run(path: Path, folder: Path, key: str) -> Place:
-    """The weights of a run: its checkpoint, or else what it exported at its end."""
+def _newest(folder: Path, key: str) -> Path:
+    """A run's newest whole checkpoint, or else what it exported at its end."""
     from grpolab.training import checkpoint
 
-    with warnings.catch_warnings(record=True) as damages:
-        warnings.simplefilter("always")
-        found = checkpoint.find(folder) if path.name != "model" else None
-    saved = folder / "model"
+    damages: list[str] = []
+    found = None
+    for part in filter(Path.is_dir, (folder / name for name in checkpoint.PARTS)):
+        damage = _damage(part)
+        if damage is None:
+            found = part
+            break
+        damages.append(damage)
+    saved = folder / MODEL
     if found is None and (saved / "config.json").exists():
         check_weights(saved, str(saved), key)
         found = saved
-    if found is not None:
-        for damage in damages:  # what is used instead is a warning's business
-            warnings.warn(str(damage.message), stacklevel=2)
-        return Place(folder, found, key)
-    if damages:
+    if found is None and damages:
+        raise _not_whole(folder, damages[0], key)
+    if found is None:
         raise ConfigError(
-            f"{key}: {str(path)!r} has no whole weights: {str(damages[0].message).split(';')[0]}; "
-            "allowed: a checkpoint as it was written."
+            f"{key}: {str(folder)!r} has no weights yet; allowed: a run that is done, or that "
+            "has a checkpoint (checkpoint.every=10)."
         )
-    raise ConfigError(
-        f"{key}: {str(path)!r} has no weights yet; allowed: a run that is done, or that "
-        "has a checkpoint (checkpoint.every=10)."
+    if damages:
+        warnings.warn(f"{', '.join(damages)}; {found} is used instead", stacklevel=3)
+    return found
+
+
+def _damage(part: Path) -> str | None:
+    """What is wrong with a checkpoint, if anything."""
+    from grpolab.training import checkpoint
+
+    file = checkpoint.damaged(part)
+    if file is None:
+        return None
+    what = "damaged (its checksum has changed)" if (part / file).exists() else "missing"
+    return f"{part / file} is {what}"
+
+
+def _not_whole(path: Path, damage: str, key: str) -> ConfigError:
+    return ConfigError(
+        f"{key}: {str(path)!r} has no whole weights: {damage}; allowed: a checkpoint as it was "
+        "written."
     )

@@ -46,13 +46,14 @@ def load_state(run: Run, encoder: Encoder, place: Place, *, needs_reference: boo
     else:
         if run.model.lora is not None:
             raise ConfigError(
-                "run: its adapters are merged into the saved model; allowed: a run with a "
+                f"{place.key}: its adapters are merged into the saved model; allowed: a run with a "
                 "checkpoint (checkpoint.keep_on_done=true)."
             )
         from transformers import AutoModelForCausalLM
 
         saved_model = AutoModelForCausalLM.from_pretrained(found, trust_remote_code=False)
-        _restore(policy.trainable(), dict(saved_model.named_parameters()), place, run)
+        own = dict(policy.model.named_parameters())  # frozen ones, too: a saved model is whole
+        _restore(own, dict(saved_model.named_parameters()), place, run)
         state.step = run.steps
     policy.sync()
     return state

@@ -26,6 +26,8 @@ from grpolab.tracking.disk import to_disk as to_disk
 
 FOLDER = "checkpoint"
 EXTRA = "extra"
+PARTS = (FOLDER, f"{FOLDER}.old")
+"""The last one, and the one before."""
 SUMS = "sums.json"
 """SHA-256 of every other file, by its path in the checkpoint."""
 
@@ -160,15 +162,15 @@ def find(run_folder: Path) -> Path | None:
     A damaged one is passed over, with a warning. Looking at the files again is left out where
     nothing has changed since the last time.
     """
-    for end in ("", ".old"):
-        folder = run_folder / f"{FOLDER}{end}"
+    for part in PARTS:
+        folder = run_folder / part
         if not (folder / SUMS).exists():
             continue
-        damaged = _damaged(folder)
-        if damaged is None:
+        file = damaged(folder)
+        if file is None:
             return folder
         warnings.warn(
-            f"{folder / damaged} is damaged (its checksum has changed); the checkpoint before is "
+            f"{folder / file} is damaged (its checksum has changed); the checkpoint before is "
             "used, or the run begins anew",
             stacklevel=2,
         )
@@ -178,7 +180,7 @@ def find(run_folder: Path) -> Path | None:
 _verified: dict[Path, tuple[int, ...]] = {}
 
 
-def _damaged(folder: Path) -> str | None:
+def damaged(folder: Path) -> str | None:
     """The first file that is not as it was written, if any."""
     try:
         wanted: dict[str, str] = json.loads((folder / SUMS).read_text())
