@@ -136,3 +136,15 @@ def test_frozen_parameters_of_a_saved_model_are_loaded_too(frozen: str, tmp_path
     policy = load_state(run, Encoder(run.model), place_of(folder), needs_reference=False).policy
     assert frozen not in policy.trainable()
     assert torch.equal(policy.model.get_parameter(frozen).cpu(), saved[frozen].float())
+
+
+def test_a_saved_model_with_fewer_layers_is_refused(frozen: str, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(TINY)
+    config.num_hidden_layers -= 1
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    (tmp_path / "config.yaml").write_text("steps: 3")
+    run, place = composed(), place_of(tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"another model than tiny: model\.layers\..* is missing"):
+        load_state(run, Encoder(run.model), place, needs_reference=False)

@@ -161,9 +161,9 @@ def place_of(path: Path, key: str = "checkpoint") -> Place:
     Raises:
         ConfigError: no weights are there, or none that are whole.
     """
-    from grpolab.training import checkpoint
-
     if path.is_dir():  # a misspelt name in a run's folder is not that run
+        from grpolab.training import checkpoint
+
         if (path / "config.yaml").exists():
             return Place(path, _newest(path, key), key)
         run = path.parent if (path.parent / "config.yaml").exists() else None
