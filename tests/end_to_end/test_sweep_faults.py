@@ -21,6 +21,7 @@ REWARDS = """
 import math, os, resource, time
 
 forked = False
+HELD = []
 
 
 def length(completion):
@@ -79,10 +80,16 @@ def child_stays(completion, example):
 
 
 def hungry(completion, example):
+    if HELD:
+        return length(completion)
     pages = int(open("/proc/self/statm").read().split()[0])
     limit = pages * os.sysconf("SC_PAGESIZE") + 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    return length(completion)
+    try:  # also what the process has freed and kept: a gradient needs more in one piece
+        while True:
+            HELD.append(bytearray(2**18))
+    except MemoryError:
+        return length(completion)
 """
 
 UNSCORABLE = "100% of a batch's samples were unscorable (max_unscorable is 50%)"

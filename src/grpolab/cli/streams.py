@@ -96,7 +96,7 @@ def put(number: int, piece: memoryview) -> int:
     """
     mode = os.fstat(number).st_mode
     if stat.S_ISSOCK(mode):
-        with socket.socket(fileno=os.dup(number)) as own:
+        with socket.fromfd(number, socket.AF_UNIX, socket.SOCK_STREAM) as own:
             return own.send(piece, socket.MSG_DONTWAIT)
     if not stat.S_ISFIFO(mode):  # somebody has redirected it, into a file for instance
         return os.write(number, piece)
