@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from grpolab.sampling.base import Draw, Samples
+from grpolab.training import memory
 from grpolab.training.update import Updater
 
 if TYPE_CHECKING:
@@ -76,3 +77,35 @@ def stepped(dtype: str, *, nan: bool) -> tuple[Tensor, Tensor]:
         torch.use_deterministic_algorithms(was)
     parameters = list(updater.parameters.values())
     return drawn.completion_ids, torch.cat([p.detach().flatten() for p in parameters])
+
+
+def test_a_process_that_grows_gives_freed_memory_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [100, 200, 230, 241, 205, 300]
+    given: list[int] = []
+    steps: list[None] = []
+    monkeypatch.setattr(memory, "resident", lambda: sizes[len(steps)])
+    monkeypatch.setattr(memory, "give_back", lambda: given.append(len(steps)))
+    heap = memory.Heap()
+    for _ in sizes:
+        heap.after_step()
+        steps.append(None)
+    assert given == [3, 5]
+
+
+GAPS = """
+import torch
+from grpolab.training.memory import give_back, keep_freed_memory, resident
+
+keep_freed_memory()
+kept = [torch.empty(2**16, dtype=torch.uint8).fill_(1) for _ in range(2000)]
+del kept[::2]
+before = resident()
+give_back()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's")
+def test_gaps_are_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", GAPS], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 2**25  # of 62 MiB

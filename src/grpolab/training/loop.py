@@ -25,7 +25,7 @@ from grpolab.training.clock import Clock
 from grpolab.training.collect import Collected, Collector, correctness
 from grpolab.training.evaluate import Evaluator
 from grpolab.training.failures import RankFailed, TrainingFailed
-from grpolab.training.memory import keep_freed_memory
+from grpolab.training.memory import Heap, keep_freed_memory
 from grpolab.training.metrics import (
     advantage_metrics,
     difficulty_metrics,
@@ -70,6 +70,7 @@ class Trainer:
         self.tokens = 0
         self.wall_before = 0.0
         self.stop_asked = False
+        self.heap = Heap()
 
     def fit(self, log: Log) -> None:
         """Trains to the last step; logs every step through `log(step, metrics)`. Every rank runs
@@ -86,6 +87,7 @@ class Trainer:
                 log(0, checked({**self._evaluate(0), **self._totals()}))
             while self.step < self.run.steps:
                 metrics = self._train_step()
+                self.heap.after_step()
                 self.step += 1
                 if self._due(self.run.eval.every) or self.step == self.run.steps:
                     metrics |= self._evaluate(self.step)

@@ -4,6 +4,9 @@ what becomes of memory that was freed."""
 from __future__ import annotations
 
 import ctypes
+import mmap
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -59,3 +62,38 @@ def keep_freed_memory(limits: tuple[int, int] = KEPT) -> bool:
     # versions before 2.34 or so allow 32 MiB at most, and say 0 to more
     blocks = mallopt(M_MMAP_THRESHOLD, limits[0]) or mallopt(M_MMAP_THRESHOLD, 2**25)
     return bool(mallopt(M_TRIM_THRESHOLD, limits[1]) and blocks)
+
+
+GROWTH = 1.2  # a process this much larger than after its second step gives freed memory back
+
+
+class Heap:
+    """Bounds what gaps between tensors add to a process that keeps freed memory."""
+
+    def __init__(self) -> None:
+        self.steps, self.usual = 0, 0
+
+    def after_step(self) -> None:
+        """Gives back what is free, where there is too much of it. The second step is the first one
+        that begins with an optimizer's state."""
+        self.steps += 1
+        now = resident()
+        if self.steps <= 2:
+            self.usual = now
+        elif now > GROWTH * self.usual:
+            give_back()
+
+
+def give_back() -> None:
+    """Returns freed memory to the system, where the C library is glibc."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident() -> int:
+    """Bytes of this process in memory; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * mmap.PAGESIZE
