@@ -71,16 +71,17 @@ class Heap:
     """Bounds what gaps between tensors add to a process that keeps freed memory."""
 
     def __init__(self) -> None:
-        self.steps, self.usual = 0, 0
+        self.settling, self.usual = 2, 0  # the first step makes the optimizer's state
 
     def after_step(self) -> None:
-        """Gives back what is free, where there is too much of it. The second step is the first one
-        that begins with an optimizer's state."""
-        self.steps += 1
+        """Gives back what is free, where there is too much of it. What the step after that holds is
+        usual from then on: a run that needs more than at first is not trimmed at every step."""
         now = resident()
-        if self.steps <= 2:
-            self.usual = now
+        if self.settling:
+            self.settling -= 1
+            self.usual = max(self.usual, now)
         elif now > GROWTH * self.usual:
+            self.settling = 1
             give_back()
 
 
