@@ -1,4 +1,4 @@
-"""Reductions over valid tokens, and the one exponential."""
+"""Reductions over valid tokens, their precision, and the one exponential."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from torch import Tensor
 
 EXP_CLAMP = 20.0
 """|x| beyond which `safe_exp` stops: e^20 ≈ 4.9e8 stays finite in every dtype's products."""
+
+
+def precise(x: Tensor) -> Tensor:
+    """In float32 at least: float64 stays, whole numbers and what is below become float32."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def valid(x: Tensor, mask: Tensor) -> Tensor:

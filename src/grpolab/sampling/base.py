@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from grpolab.objective.masked import precise
 from grpolab.objective.settings import setting
 from grpolab.policy.evaluation import Evaluation
 
@@ -191,11 +192,6 @@ class Sampler(ABC):
 
 
 FILTERED_AT_ONCE = 2**24  # logits
-
-
-def precise(logits: Tensor) -> Tensor:
-    """Logits in float32 at least."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def keep_top_p(logits: Tensor, top_p: float) -> Tensor:

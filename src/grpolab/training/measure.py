@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from grpolab.objective.loss import kl_estimates, ratio_sums
-from grpolab.objective.masked import valid
+from grpolab.objective.masked import precise, valid
 from grpolab.training.ranks import Ranks
 
 
@@ -24,18 +24,18 @@ class Sums:
 
     def add(self, name: str, value: Tensor) -> None:
         """Adds a 0-d tensor to a sum."""
-        value = at_least_float32(value.detach())
+        value = precise(value.detach())
         self.totals[name] = self.totals[name] + value if name in self.totals else value
 
     def keep_max(self, name: str, value: Tensor) -> None:
         """Keeps the larger of a 0-d tensor and the maximum so far."""
-        value = at_least_float32(value.detach())
+        value = precise(value.detach())
         known = self.maxima.get(name)
         self.maxima[name] = value if known is None else torch.maximum(known, value)
 
     def keep_min(self, name: str, value: Tensor) -> None:
         """Keeps the smaller of a 0-d tensor and the minimum so far."""
-        value = at_least_float32(value.detach())
+        value = precise(value.detach())
         known = self.minima.get(name)
         self.minima[name] = value if known is None else torch.minimum(known, value)
 
@@ -68,11 +68,6 @@ class Sums:
             return {}
         numbers = torch.stack(list(named.values())).tolist()
         return dict(zip(named, numbers, strict=True))
-
-
-def at_least_float32(value: Tensor) -> Tensor:
-    """float64 stays; everything below float32, and whole numbers, become float32."""
-    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def as_sent(value: float, size: int) -> Tensor:
@@ -110,9 +105,9 @@ def measure(
         else:
             sums.add(name, value * count)
     ratio = ratio_sums(logps, old_logps, mask)  # float64 inside a micro-batch, whatever comes in
-    precise = torch.promote_types(logps.dtype, torch.float32)
-    sums.add("ratio_excess", ratio["excess"].to(precise))
-    sums.add("ratio_squares", ratio["squares"].to(precise))
+    wide = torch.promote_types(logps.dtype, torch.float32)
+    sums.add("ratio_excess", ratio["excess"].to(wide))
+    sums.add("ratio_squares", ratio["squares"].to(wide))
     sums.keep_max("policy/ratio_max", ratio["max"])
     sums.add("kl/old_k3", kl_estimates(logps, old_logps, mask)["k3"])
     sums.add("kl/sampler_k3", kl_estimates(old_logps, sampler_policy_logps, mask)["k3"])

@@ -13,7 +13,7 @@ from torch import Tensor
 from grpolab.objective.clip.base import Clip, clipped_surrogate, never
 from grpolab.objective.clip.ratio import PPO
 from grpolab.objective.clip.tokens import Plan, Tokens
-from grpolab.objective.masked import masked_mean, safe_exp, valid
+from grpolab.objective.masked import masked_mean, precise, safe_exp, valid
 from grpolab.objective.settings import setting
 
 
@@ -169,11 +169,6 @@ def stairs(ends: list[float], step: float) -> list[float]:
     start, end = ends
     count = math.ceil((end - start) / step - 1e-9)  # 1.2 + 36·0.05 is 3, whatever the rounding
     return [start, *(start + i * step for i in range(1, count)), *([end] if end > start else [])]
-
-
-def precise(x: Tensor) -> Tensor:
-    """In single precision at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def covariance(x: Tokens) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from grpolab.objective.clip.tokens import Plan, Tokens
-from grpolab.objective.masked import sequence_mean
+from grpolab.objective.masked import precise, sequence_mean
 from grpolab.objective.settings import setting
 
 TIE = 1e-6
@@ -165,7 +165,7 @@ class M2PO(TokenMask):
     )
 
     def plan_rows(self, x: Tokens) -> Mapping[str, Tensor]:
-        square = x.d.to(torch.promote_types(x.d.dtype, torch.float32)).square()
+        square = precise(x.d).square()
         counted = x.mask
         if self.tokens == "clippable":
             counted = counted & (x.advantages * x.d > 0)
@@ -182,8 +182,7 @@ class M2PO(TokenMask):
 
 def quantile(values: Tensor, share: float) -> Tensor:
     """Linearly interpolated quantile of [n]; torch.quantile stops at 16 million values."""
-    precise = torch.promote_types(values.dtype, torch.float32)
-    ordered = values.flatten().to(precise).sort().values
+    ordered = precise(values).flatten().sort().values
     place = share * (len(ordered) - 1)
     below = int(place)
     above = min(below + 1, len(ordered) - 1)
