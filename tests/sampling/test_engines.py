@@ -151,6 +151,57 @@ def test_finished_rows_cost_nothing(policy: Policy, monkeypatch: pytest.MonkeyPa
     assert run == [int((lengths > t + 1).sum()) for t in range(int(lengths.max()) - 1)]
 
 
+@pytest.mark.parametrize(("sizes", "numbers"), [(4, {4, 8, 12, 16}), (100, set(range(1, 17)))])
+def test_rows_leave_so_that_a_call_runs_through_few_numbers(
+    policy: Policy, sizes: int, numbers: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = sample(policy, "plain", PROMPTS)
+    run: list[int] = []
+    decode = DecoderEngine.decode
+
+    def counted(self: DecoderEngine, tokens: torch.Tensor) -> torch.Tensor:
+        run.append(len(tokens))
+        return decode(self, tokens)
+
+    monkeypatch.setattr(DecoderEngine, "decode", counted)
+    monkeypatch.setattr(static, "SIZES", sizes)
+    found = sample(policy, "auto", PROMPTS)
+    assert_same(found, expected)
+    lengths = found.mask.sum(dim=1)
+    alive = [int((lengths > t + 1).sum()) for t in range(int(lengths.max()) - 1)]
+    assert run == [min(n for n in numbers if n >= count) for count in alive]
+
+
+@pytest.mark.parametrize("engine", ["auto", "plain"])
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("stop", [(), ("9",)])
+def test_completions_are_told_as_they_end(
+    policy: Policy, engine: str, every: int, stop: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(static, "CHECK_EVERY", {"cpu": every})
+    told: dict[int, list[int]] = {}
+
+    def finished(places: list[int], ids: torch.Tensor, mask: torch.Tensor) -> None:
+        for place, tokens, there in zip(places, ids, mask, strict=True):
+            assert place not in told  # once each
+            told[place] = tokens[there].tolist()
+
+    first, samples = 2, 4  # the last two of four prompts, which stand at places 8 to 15
+    draw = Draw(3, (0,), samples, first=first, total=4, finished=finished)
+    sampler = component("sampler", "static", max_new_tokens=20, stop=list(stop))
+    decoder = policy.decoder
+    monkeypatch.setattr(policy, "decoder", decoder if engine == "auto" else None)
+    found = sampler(policy, PROMPTS[first:], draw)
+    whole = [ids[m].tolist() for ids, m in zip(found.completion_ids, found.mask, strict=True)]
+    known = 19 // every * every  # tokens at the last look before the limit
+    assert told == {
+        first * samples + row: tokens
+        for row, tokens in enumerate(whole)
+        if len(tokens) <= known and not found.truncated[row]
+    }
+    assert told
+
+
 def test_a_prompt_is_held_once(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     engines: list[DecoderEngine] = []
     prefill = DecoderEngine.prefill

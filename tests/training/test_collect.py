@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from grpolab.component import component, registry
 from grpolab.config import Run
 from grpolab.policy.policy import Encoder, Policy
 from grpolab.rewards.base import RewardInputs, Scores
+from grpolab.rollouts import Rollouts
 from grpolab.tracking.folder import RunFolder
 from grpolab.training.collect import Collector, correctness
 from grpolab.training.loop import Trainer
@@ -360,3 +362,85 @@ def test_correctness_is_the_task_s_own() -> None:
             return math.nan
 
     assert correctness(Broken(), texts, examples) == [False, False]  # type: ignore[arg-type]
+
+
+# -- scoring beside the sampler ----------------------------------------------------------------
+
+JUDGE = """
+calls = []
+
+def judge(completion, example):
+    calls.append((completion, example.prompt))
+    return float(len(completion))
+"""
+
+
+@pytest.fixture
+def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    name = f"judge_{tmp_path.name}"  # another module for each test, none of which is found loaded
+    (tmp_path / f"{name}.py").write_text(JUDGE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return importlib.import_module(name)
+
+
+def judged(policy: Policy, judge: Any, workers: int) -> Collector:
+    function = f"reward.function='{judge.__name__}:judge'"
+    words = ["reward=python", function, f"reward.workers={workers}"]
+    return collector_of(policy, *words, "sampler.group_size=8")
+
+
+@pytest.mark.parametrize("room", [None, 1, 3])
+def test_completions_are_scored_while_others_are_sampled(
+    policy: Policy, judge: Any, room: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = judged(policy, judge, 1).collect(1).rollouts
+    judge.calls.clear()
+    collector = judged(policy, judge, 2)
+    collector.room.prompts = room
+    ahead: list[tuple[str, str]] = []
+    begin = type(collector.run.reward).ahead
+
+    def seen(self: Any, completions: Any, examples: Any, elsewhere: bool) -> None:
+        assert not elsewhere  # the sampler runs on this processor
+        ahead.extend((c, e.prompt) for c, e in zip(completions, examples, strict=True))
+        begin(self, completions, examples, elsewhere)
+
+    monkeypatch.setattr(type(collector.run.reward), "ahead", seen)
+    found = collector.collect(1).rollouts
+    assert found.texts == expected.texts
+    assert torch.equal(scored(found), scored(expected))
+    whole = Counter((t, p) for t, p in zip(found.texts, rows_prompts(found), strict=True))
+    assert Counter(judge.calls) == whole  # each once
+    assert 0 < len(ahead) < len(found.texts)
+    assert not Counter(ahead) - whole
+
+
+def scored(rollouts: Rollouts) -> torch.Tensor:
+    assert rollouts.rewards is not None
+    return rollouts.rewards
+
+
+def rows_prompts(rollouts: Rollouts) -> list[str]:
+    return [prompt for prompt in rollouts.prompts for _ in range(rollouts.group_size)]
+
+
+def test_a_sampler_that_fails_leaves_nothing_begun(
+    policy: Policy, judge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector = judged(policy, judge, 2)
+    reward = collector.run.reward
+    begin = type(reward).ahead
+
+    def fails(self: Any, completions: Any, examples: Any, elsewhere: bool) -> None:
+        begin(self, completions, examples, elsewhere)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(reward), "ahead", fails)
+    with pytest.raises(KeyboardInterrupt):
+        collector.collect(1)
+    assert not reward._ahead._begun
+
+
+def test_nothing_is_told_where_the_reward_does_not_look_ahead(policy: Policy, judge: Any) -> None:
+    assert judged(policy, judge, 1)._finished([0, 1]) is None
+    assert judged(policy, judge, 2)._finished([0, 1]) is not None

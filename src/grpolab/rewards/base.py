@@ -62,6 +62,25 @@ class Reward(ABC):
     def __call__(self, inputs: RewardInputs) -> Scores:
         """Score N completions. What raises or exceeds its time limit is NaN for that sample."""
 
+    def looks_ahead(self, elsewhere: bool) -> bool:
+        """Whether it takes completions as they end, by `ahead`, while others are still sampled.
+
+        Args:
+            elsewhere: the sampler runs on a device of its own and leaves processors idle.
+        """
+        return False
+
+    def ahead(
+        self, completions: Sequence[str], examples: Sequence[Example], elsewhere: bool
+    ) -> None:
+        """Begins to score completions beside the sampler's work, where `looks_ahead`. `__call__` is
+        asked for them afterwards all the same, and gives what it would have given."""
+        return
+
+    def forget(self) -> None:
+        """Drops what was begun ahead and will not be asked for."""
+        return
+
     @property
     def first_error(self) -> str | None:
         """What made the first sample unscorable that failed; None where none did."""

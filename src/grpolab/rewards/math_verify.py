@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
 from grpolab.objective.settings import setting
+from grpolab.rewards.ahead import Ahead
 from grpolab.rewards.base import Reward, RewardInputs, Scores
 from grpolab.rewards.guard import Guard, TimeLimitExceeded
 from grpolab.rewards.isolated import Pool, processors
@@ -29,8 +31,9 @@ class MathVerify(Reward):
 
     Parsing and comparing run in helper processes, several at a time (`workers`, on which no score
     depends), that are killed when `time_limit` is over, since nothing else stops 9^{9^9}: in TRL a
-    time limit exists in the main thread only, and scores 0. No text is ever evaluated as code,
-    digits included.
+    time limit exists in the main thread only, and scores 0. Beside a sampler on a GPU they judge a
+    completion as soon as it has ended (sampler static). No text is ever evaluated as code, digits
+    included.
 
     Who reads what (`gold`, `anchored`, `boxed_first`, `plain`, `candidates`, `repair`):
         TRL accuracy_reward, open-r1: text, true, true, false, first, false.
@@ -83,17 +86,40 @@ class MathVerify(Reward):
     def __call__(self, inputs: RewardInputs) -> Scores:
         """One score for each of the N completions."""
         self._pool.start()  # outside the guard: a helper that cannot start ends the run
-        threads = ThreadPoolExecutor(self._helpers)
+        pairs = list(zip(inputs.completions, inputs.examples, strict=True))
+        futures = [self._begun(completion, example) for completion, example in pairs]
         try:
-            pairs = list(zip(inputs.completions, inputs.examples, strict=True))
-            futures = [threads.submit(self._pool, self._request(c, e)) for c, e in pairs]
             calls = [
                 partial(self._score, future, example)
                 for future, (_, example) in zip(futures, pairs, strict=True)
             ]
             return Scores([self._guard.score(call) for call in calls])
         finally:
-            threads.shutdown(cancel_futures=True)
+            for future in futures:
+                future.cancel()
+            self.forget()
+
+    def looks_ahead(self, elsewhere: bool) -> bool:
+        """Where the helpers have processors that the sampler does not use."""
+        return elsewhere
+
+    def ahead(
+        self, completions: Sequence[str], examples: Sequence[Example], elsewhere: bool
+    ) -> None:
+        """Sends them to the helpers."""
+        self._pool.start()
+        for completion, example in zip(completions, examples, strict=True):
+            self._ahead.put(completion, example, self._begin(completion, example))
+
+    def forget(self) -> None:
+        self._ahead.forget()
+
+    def _begun(self, completion: str, example: Example) -> Future[float | None]:
+        found = self._ahead.take(completion, example)
+        return self._begin(completion, example) if found is None else found[0]
+
+    def _begin(self, completion: str, example: Example) -> Future[float | None]:
+        return self._ahead.submit(partial(self._pool, self._request(completion, example)))
 
     def _request(self, completion: str, example: Example) -> dict[str, Any]:
         return {
@@ -118,6 +144,10 @@ class MathVerify(Reward):
         if score is None:
             raise ValueError(f"the gold answer {example.answer!r} holds no mathematics")
         return score
+
+    @cached_property
+    def _ahead(self) -> Ahead[float | None]:
+        return Ahead(self._helpers)
 
     @cached_property
     def _pool(self) -> Pool:

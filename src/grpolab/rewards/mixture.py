@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from grpolab.objective.settings import setting
 from grpolab.rewards.base import Reward, RewardInputs, Scores
+from grpolab.tasks.base import Example
 
 MISSING = "???"
 
@@ -62,6 +63,21 @@ class Mixture(Reward):
     def first_error(self) -> str | None:
         errors = ((label, reward.first_error) for label, reward in self._rewards.items())
         return next((f"{label}: {error}" for label, error in errors if error), None)
+
+    def looks_ahead(self, elsewhere: bool) -> bool:
+        return any(reward.looks_ahead(elsewhere) for reward in self._rewards.values())
+
+    def ahead(
+        self, completions: Sequence[str], examples: Sequence[Example], elsewhere: bool
+    ) -> None:
+        """Hands them to the parts that look ahead."""
+        for reward in self._rewards.values():
+            if reward.looks_ahead(elsewhere):
+                reward.ahead(completions, examples, elsewhere)
+
+    def forget(self) -> None:
+        for reward in self._rewards.values():
+            reward.forget()
 
     def check_limit(self, max_new_tokens: int) -> None:
         """Refuses what a part refuses."""

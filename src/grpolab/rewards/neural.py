@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
@@ -12,8 +14,10 @@ import torch
 from torch import Tensor
 
 from grpolab.objective.settings import setting
+from grpolab.rewards.ahead import Ahead
 from grpolab.rewards.base import Reward, RewardInputs, Scores
 from grpolab.rewards.guard import Guard
+from grpolab.tasks.base import Example
 
 MISSING = "???"
 
@@ -28,7 +32,9 @@ class Neural(Reward):
     loses its beginning, since the completion stands at the end.
 
     The model is loaded at the first call, once per instance, in evaluation mode and with
-    safetensors weights only. Scores do not depend on `batch_size`, up to rounding.
+    safetensors weights only. Scores do not depend on `batch_size`, up to rounding. On the CPU, with
+    a sampler on a GPU, completions are scored as soon as enough for a batch have ended (sampler
+    static).
 
     Raises (at the first call):
         ConfigError: a model that cannot be loaded, has no trained classification head (its scores
@@ -61,19 +67,56 @@ class Neural(Reward):
     def __call__(self, inputs: RewardInputs) -> Scores:
         """One score for each of the N completions."""
         classifier = self._classifier  # outside the guard: a model that cannot load ends the run
-        texts = [
-            (example.prompt, completion)
-            for completion, example in zip(inputs.completions, inputs.examples, strict=True)
-        ]
+        pairs = list(zip(inputs.completions, inputs.examples, strict=True))
+        texts = [(example.prompt, completion) for completion, example in pairs]
+        scores = [math.nan] * len(texts)
+        rest = []
+        for index, pair in enumerate(pairs):
+            begun = self._ahead.take(*pair)
+            if begun is None:
+                rest.append(index)
+            else:
+                scores[index] = self._guard.score(partial(_one_of, *begun))
+        self.forget()
         # Alike lengths together: less padding.
-        order = sorted(range(len(texts)), key=lambda index: sum(map(len, texts[index])))
-        scores = [0.0] * len(texts)
+        order = sorted(rest, key=lambda index: sum(map(len, texts[index])))
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
             call = partial(self._batch, classifier, [texts[index] for index in chosen])
             for index, score in zip(chosen, self._guard.scores(call, len(chosen)), strict=True):
                 scores[index] = score
         return Scores(scores)
+
+    def looks_ahead(self, elsewhere: bool) -> bool:
+        """Where the model has processors that the sampler does not use. On the sampler's own device
+        there is nothing to gain."""
+        return elsewhere and _device(self.device) == "cpu"
+
+    def ahead(
+        self, completions: Sequence[str], examples: Sequence[Example], elsewhere: bool
+    ) -> None:
+        """Scores every `batch_size` completions in a thread."""
+        classifier = self._classifier
+        self._waiting.extend(zip(completions, examples, strict=True))
+        while len(self._waiting) >= self.batch_size:
+            batch = self._waiting[: self.batch_size]
+            del self._waiting[: self.batch_size]
+            texts = [(example.prompt, completion) for completion, example in batch]
+            scores = self._ahead.submit(partial(self._batch, classifier, texts))
+            for place, (completion, example) in enumerate(batch):
+                self._ahead.put(completion, example, scores, place)
+
+    def forget(self) -> None:
+        self._waiting.clear()
+        self._ahead.forget()
+
+    @cached_property
+    def _waiting(self) -> list[tuple[str, Example]]:
+        return []
+
+    @cached_property
+    def _ahead(self) -> Ahead[list[float]]:
+        return Ahead(1)
 
     def _batch(self, classifier: Classifier, texts: Sequence[tuple[str, str]]) -> list[float]:
         logits = classifier.logits(texts)  # [B, C]
@@ -93,6 +136,10 @@ class Neural(Reward):
     @cached_property
     def _guard(self) -> Guard:
         return Guard(f"{self.name} ({self.model})")
+
+
+def _one_of(scores: Future[list[float]], place: int) -> float:
+    return scores.result()[place]
 
 
 class Classifier:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
 from grpolab.objective.settings import setting
+from grpolab.rewards.ahead import Ahead
 from grpolab.rewards.base import Reward, RewardInputs, Scores
-from grpolab.rewards.guard import Guard
+from grpolab.rewards.guard import Guard, limited
+from grpolab.tasks.base import Example
 
 MISSING = "???"
 
@@ -26,6 +29,10 @@ class PythonReward(Reward):
 
     The function is imported when the configuration is checked, so that a typo stops a run before it
     starts. It is the user's own code and runs with the user's rights.
+
+    A function that waits, for a model's server or a sandbox, is better called several times at
+    once: with `workers` above 1 it is called in so many threads, from the moment a completion has
+    ended, while others are still sampled (sampler static). It has to bear that.
     """
 
     name: ClassVar[str] = "python"
@@ -34,8 +41,13 @@ class PythonReward(Reward):
     arguments: dict[str, Any] = setting({}, "Further keyword arguments of the function.")
     batched: bool = setting(False, "The function takes all completions at once.")
     time_limit: float = setting(10.0, "Seconds for one completion; slower ones are NaN.", gt=0)
+    workers: int = setting(1, "Calls at the same time, in threads, for one that waits.", ge=1)
 
     def __post_init__(self) -> None:
+        if self.batched and self.workers > 1:
+            raise ValueError(
+                f"workers: {self.workers} given with batched=true, one call for all; allowed: 1"
+            )
         if self.function != MISSING:
             import_function(self.function)
 
@@ -46,8 +58,45 @@ class PythonReward(Reward):
             call = partial(function, list(inputs.completions), list(inputs.examples))
             limit = self.time_limit * max(1, len(inputs))
             return Scores(self._guard.scores(call, len(inputs), limit))
-        together = zip(inputs.completions, inputs.examples, strict=True)
+        together = list(zip(inputs.completions, inputs.examples, strict=True))
+        if self.workers > 1:
+            return Scores(self._at_once(together))
         return Scores([self._guard.score(partial(function, c, e)) for c, e in together])
+
+    def _at_once(self, together: list[tuple[str, Example]]) -> list[float]:
+        futures = [self._begun(completion, example) for completion, example in together]
+        try:
+            return [self._guard.score(future.result) for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
+            self.forget()
+
+    def _begun(self, completion: str, example: Example) -> Future[Any]:
+        found = self._ahead.take(completion, example)
+        return self._begin(completion, example) if found is None else found[0]
+
+    def _begin(self, completion: str, example: Example) -> Future[Any]:
+        call = partial(self._function, completion, example, **self.arguments)
+        return self._ahead.submit(partial(limited, call, self.time_limit))
+
+    def looks_ahead(self, elsewhere: bool) -> bool:
+        """Where it is called in threads."""
+        return self.workers > 1
+
+    def ahead(
+        self, completions: Sequence[str], examples: Sequence[Example], elsewhere: bool
+    ) -> None:
+        """Calls the function."""
+        for completion, example in zip(completions, examples, strict=True):
+            self._ahead.put(completion, example, self._begin(completion, example))
+
+    def forget(self) -> None:
+        self._ahead.forget()
+
+    @cached_property
+    def _ahead(self) -> Ahead[Any]:
+        return Ahead(self.workers)
 
     @cached_property
     def _function(self) -> Callable[..., Any]:
@@ -55,7 +104,9 @@ class PythonReward(Reward):
 
     @cached_property
     def _guard(self) -> Guard:
-        return Guard(f"{self.name} ({self.function})", self.time_limit)
+        # in threads each call has its own limit; to wait for its turn has none
+        limit = None if self.workers > 1 else self.time_limit
+        return Guard(f"{self.name} ({self.function})", limit)
 
 
 def import_function(target: str) -> Callable[..., Any]:

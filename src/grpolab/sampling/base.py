@@ -4,7 +4,7 @@ and the distribution the trainer evaluates those completions under."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -17,6 +17,10 @@ from grpolab.policy.evaluation import Evaluation
 
 if TYPE_CHECKING:
     from grpolab.policy.policy import Policy
+
+
+Finished = Callable[[list[int], Tensor, Tensor], None]
+"""(places [R] among all completions of a call, tokens [R, T], mask [R, T]) of some that ended."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,9 @@ class Draw:
     """Place of the first prompt among those of the whole call, where others sample the rest."""
     total: int | None = None
     """Prompts of the whole call; None: those given."""
+    finished: Finished | None = None
+    """Told of completions as they end, by a sampler that knows (static); not of those that the
+    token limit ends. A call that begins again tells again."""
 
 
 @dataclass

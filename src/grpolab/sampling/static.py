@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from grpolab.policy.policy import Policy
 
 COMPACT_BELOW = 0.75  # rows alive / rows run, below which a cache is rebuilt without the rest
+SIZES = 16
+"""Numbers of rows that a call runs through where dropping one is cheap: at each new one oneDNN
+compiles its kernels, which in a model's first steps took as long as running them."""
 CHECK_EVERY = {"cpu": 1}  # elsewhere asking how many rows are alive waits for the device: every 8
 
 
@@ -118,6 +121,7 @@ class _Decoding:
         self.policy_logps = torch.zeros_like(self.logps)
         self.rows = torch.arange(n, device=self.device)  # output row of each running row
         self.alive = torch.ones(n, dtype=torch.bool, device=self.device)
+        self.told = torch.zeros_like(self.alive)  # rows whose end was said
         self.stops: Stops | None = None
         if sampler.stop:
             self.stops = Stops(sampler.stop, policy.encoder.tokenizer, n)
@@ -134,7 +138,9 @@ class _Decoding:
             last = t + 1 == self.sampler.max_new_tokens
             if last or (t + 1) % check_every == 0:
                 self._search(t + 1)
-                tokens = tokens if last else self._compact(tokens)
+                if not last:
+                    self._tell(t + 1)
+                    tokens = self._compact(tokens)
             if last or not len(tokens):
                 break
             logits = self.engine.decode(tokens)
@@ -177,18 +183,40 @@ class _Decoding:
         self.alive &= ~torch.tensor(ended, device=self.device)
         self.searched = seen
 
+    def _tell(self, seen: int) -> None:
+        """Says which completions, of `seen` tokens at most, have ended since it last did."""
+        if self.draw.finished is None:
+            return
+        over = self.rows[~self.alive & ~self.told[self.rows]]
+        if not len(over):
+            return
+        self.told[over] = True
+        stopped = None if self.stops is None else self.stops.places(self.device)[over]
+        ids = self.ids[over, :seen]
+        mask, _ = finish(ids, self.end_ids, stopped)
+        first = self.draw.first * self.draw.samples
+        self.draw.finished([first + row for row in over.tolist()], ids, mask)
+
     def _compact(self, tokens: Tensor) -> Tensor:
         """Drops finished rows once enough have finished; the tokens of those that go on."""
         count = int(self.alive.sum())
         if count == 0:
             return tokens[:0]
-        below = len(tokens) - 1 if self.engine.moves_cheaply else COMPACT_BELOW * len(tokens)
-        if count > below:
+        stay = self._staying(count, len(tokens))
+        if stay == len(tokens):
             return tokens
-        keep = running_first(self.alive)
+        fills = (~self.alive).cumsum(0) <= stay - count  # finished ones that make up the number
+        keep = running_first(self.alive | fills)
         self.engine.keep(keep)
         self.rows, self.alive = self.rows[keep], self.alive[keep]
         return tokens[keep]
+
+    def _staying(self, alive: int, running: int) -> int:
+        """How many of the running rows stay, of which so many are alive."""
+        if self.engine.moves_cheaply:
+            size = -(-len(self.ids) // SIZES)
+            return min(running, -(-alive // size) * size)
+        return alive if alive <= COMPACT_BELOW * running else running
 
 
 def running_first(alive: Tensor) -> Tensor:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from grpolab.config import Run
 from grpolab.policy.policy import Encoder, Policy
-from grpolab.rewards.base import VERIFY_SECONDS, RewardInputs
+from grpolab.rewards.base import VERIFY_SECONDS, Reward, RewardInputs
 from grpolab.rewards.guard import TimeLimitExceeded, limited
 from grpolab.rng import generator, permutation
 from grpolab.rollouts import Rollouts, concatenate
-from grpolab.sampling.base import Draw
+from grpolab.sampling.base import Draw, Finished
 from grpolab.tasks.base import Example, Examples, Task
 from grpolab.training.clock import Clock
 from grpolab.training.draw import Room, sample_part, sample_rollouts
@@ -117,7 +117,7 @@ class Collector:
     def _sample(self, indices: Sequence[int], step: int, round_: int) -> Rollouts | None:
         """This rank's groups of a round; None where there are fewer prompts than ranks."""
         group = self.run.sampler.group_size
-        draw = Draw(self.run.seed, (step, round_), group)
+        draw = Draw(self.run.seed, (step, round_), group, finished=self._finished(indices))
         prompts = [self._encoded[i] for i in indices]
         rollouts = sample_part(self.ranks, self.run.sampler, self.policy, prompts, draw, self.room)
         if rollouts is None:
@@ -126,6 +126,19 @@ class Collector:
         rollouts.prompt_index = torch.tensor(own, device=self.policy.device)
         rollouts.prompts = [self.examples.train[i].prompt for i in own]
         return rollouts
+
+    def _finished(self, indices: Sequence[int]) -> Finished | None:
+        """Hands completions of these examples to the reward as they end, where it looks ahead."""
+        reward, group = self.run.reward, self.run.sampler.group_size
+        elsewhere = self.policy.device.type != "cpu"
+        if not (isinstance(reward, Reward) and reward.looks_ahead(elsewhere)):
+            return None
+
+        def tell(places: list[int], ids: Tensor, mask: Tensor) -> None:
+            examples = [self.examples.train[indices[place // group]] for place in places]
+            reward.ahead(self.policy.encoder.decode(ids, mask), examples, elsewhere)
+
+        return tell
 
     def _joined(self, own: Rollouts | None, verified: list[float]) -> tuple[Rollouts, list[float]]:
         """All ranks' groups in the order of their prompts, and what verifiers said of them."""
@@ -153,8 +166,13 @@ class Collector:
         """This rank's groups of a round, and what verifiers said of them. Scoring may sample too:
         the greedy completions."""
         with self.policy.whole():
-            with self.clock("sample"):
-                own = self._sample(indices, step, round_)
+            try:
+                with self.clock("sample"):
+                    own = self._sample(indices, step, round_)
+            except BaseException:  # or what was begun is waited for at the process's end
+                if isinstance(self.run.reward, Reward):
+                    self.run.reward.forget()
+                raise
             with self.clock("score"):
                 noise = self._reward_noise(len(indices), step, round_)
                 return own, [] if own is None else self._score(own, noise)
