@@ -116,14 +116,30 @@ def check_advantage(run: Run) -> None:
         )
 
 
+def check_checkpointing(run: Run) -> None:
+    """Refuses `gradient_checkpointing` where the update runs through Transformers' layers."""
+    cases = (
+        (run.hardware.engine == "plain", "hardware.engine=plain", "hardware.engine=auto"),
+        (run.kl.needs_logits, f"kl={run.kl.name}", "a kl that needs no whole logits, such as k3"),
+        (
+            not run.sampler.evaluation().scales,
+            "sampler.match_support=true",
+            "sampler.match_support=false",
+        ),
+    )
+    for given, key, allowed in cases:
+        if given:
+            raise ConfigError(
+                f"hardware.gradient_checkpointing: true given with {key}, where the layers keep "
+                f"all they compute; allowed: false, or {allowed}."
+            )
+
+
 def check_hardware(run: Run) -> None:
     """Refuses what an engine does not do, and what cannot be shared out over ranks, also where one
     process alone has it all."""
-    if run.hardware.gradient_checkpointing and run.hardware.engine == "plain":
-        raise ConfigError(
-            "hardware.gradient_checkpointing: true given with hardware.engine=plain, whose layers "
-            "keep all they compute; allowed: false, or hardware.engine=auto."
-        )
+    if run.hardware.gradient_checkpointing:
+        check_checkpointing(run)
     if run.hardware.shard == "none":
         return
     key, given, allowed = "", "", ""

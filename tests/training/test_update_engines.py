@@ -154,10 +154,22 @@ def test_gradient_checkpointing_changes_nothing(folder: str) -> None:
     assert torch.equal(found, expected)
 
 
-def test_gradient_checkpointing_is_refused_where_it_would_do_nothing() -> None:
-    message = r"^hardware\.gradient_checkpointing: true given with hardware\.engine=plain.*=auto\.$"
+@pytest.mark.parametrize(
+    ("overrides", "given"),
+    [
+        (["hardware.engine=plain"], r"hardware\.engine=plain.*=auto\.$"),
+        (["kl=full"], r"kl=full.*such as k3\.$"),
+        (["sampler.match_support=true", "sampler.top_k=5"], r"match_support=true.*=false\.$"),
+    ],
+)
+def test_gradient_checkpointing_is_refused_where_it_would_do_nothing(
+    overrides: list[str], given: str
+) -> None:
+    lab.run_of(*overrides)
+    message = rf"^hardware\.gradient_checkpointing: true given with .*{given}"
     with pytest.raises(ConfigError, match=message):
-        lab.run_of("hardware.engine=plain", "hardware.gradient_checkpointing=true")
+        lab.run_of(*overrides, "hardware.gradient_checkpointing=true")
+    lab.run_of("sampler.match_support=true", "hardware.gradient_checkpointing=true")  # as any other
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
