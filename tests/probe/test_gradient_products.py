@@ -68,6 +68,10 @@ def test_one_gradient_at_a_time_is_the_same(found: Probe, monkeypatch: pytest.Mo
 def test_signal_is_that_of_the_prompts_own_gradients(found: Probe) -> None:
     """Against the gradients of each prompt's rows alone."""
     alone = probe(ARMS[:1], overrides=BASE, parts=["shares"])
+    none = probe(ARMS[:1], overrides=BASE, parts=None, group_sizes=None, staleness=None)
+    assert none.gradients["norm"][0] == alone.gradients["norm"][0]
+    assert not alone.parts.empty
+    assert none.parts.empty
     assert alone.gradients["snr"].isna().all()
     assert alone.gradients["norm"][0] == pytest.approx(found.gradients["norm"][0], rel=1e-6)
     assert alone.passes.backward < 1.01 * found.passes.backward

@@ -37,11 +37,11 @@ def probe(
     out: str | Path | None = None,
     config_dir: str | None = None,
     keep_gradients: bool = False,
-    staleness: Sequence[int] = (),
+    staleness: Sequence[int] | None = (),
     stale_by: By = "batch",
     fresh: int = FRESH,
-    parts: Sequence[str] = PARTS,
-    group_sizes: Sequence[int] = (),
+    parts: Sequence[str] | None = PARTS,
+    group_sizes: Sequence[int] | None = (),
     **settings: str,
 ) -> Probe:
     """The gradients of every variant on the same rollouts.
@@ -58,7 +58,7 @@ def probe(
         stale_by: where those updates come from: "batch", this batch, or "fresh", whole training
             steps on fresh prompts.
         fresh: batches of fresh completions that the true gradient then is estimated from; 0: none.
-        parts: of signal, shares, tokens: what is wanted beside norms and cosines.
+        parts: of signal, shares, tokens: what is wanted beside norms and cosines; None: nothing.
         group_sizes: smaller groups whose signal and noise are measured beside the whole ones: a
             backward and a forward-mode pass over the batch for each size and each arm that differs
             from the others.
@@ -70,7 +70,8 @@ def probe(
     words = [*overrides, *(f"{k}={v}" for k, v in settings.items())]
     request = Request(
         Command(words, config_dir=config_dir), parse_variants(variants) if variants else [], run,
-        checkpoint, tuple(parts), tuple(group_sizes), Staleness(tuple(staleness), stale_by, fresh),
+        checkpoint, tuple(parts or ()), tuple(group_sizes or ()),
+        Staleness(tuple(staleness or ()), stale_by, fresh),
     )  # fmt: skip
     found = measure(request.resolved(), keep=keep_gradients)
     if out is not None:
