@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from grpolab.component import ConfigError, component
-from grpolab.rewards.ahead import Ahead
 from grpolab.rewards.base import Reward, RewardInputs
+from grpolab.rewards.neural import Classifier
 
 Inputs = Callable[..., RewardInputs]
 
@@ -67,6 +67,16 @@ def begin(reward: Reward, given: RewardInputs, places: list[int], elsewhere: boo
     reward.ahead(completions, [given.examples[i] for i in places], elsewhere)
 
 
+def left_running() -> list[threading.Thread]:
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        found = [t for t in threading.enumerate() if t.name.startswith("ThreadPoolExecutor")]
+        if not found:
+            return []
+        time.sleep(0.01)
+    return found
+
+
 def same(got: list[float], expected: list[float]) -> bool:
     return all(
         a == b or (math.isnan(a) and math.isnan(b)) for a, b in zip(got, expected, strict=True)
@@ -83,6 +93,8 @@ def test_a_functions_scores_are_the_same(module: Any, inputs: Inputs, places: li
     begin(reward, given, places)
     assert same(reward(given).total, expected)
     assert sorted(module.calls) == sorted((text, "42") for text in TEXTS)  # none twice
+    reward.forget()
+    assert not left_running()  # a thread that lives would hold up the process's end
     assert "no such answer" in str(reward.first_error)
 
 
@@ -150,6 +162,9 @@ def test_a_mixture_hands_on(module: Any, inputs: Inputs) -> None:
     begin(reward, given, [1])
     assert reward(given).total == [3.0, 7.5]
     assert len(module.calls) == 4
+    begin(reward, given, [0])
+    reward.forget()
+    assert not reward._rewards["many"]._ahead._begun
     assert not component("reward", "mixture", parts={"one": part}).looks_ahead(True)
 
 
@@ -172,20 +187,59 @@ def test_mathematics_is_judged_ahead(inputs: Inputs, monkeypatch: pytest.MonkeyP
     begin(reward, given, [4, 0, 2])
     assert reward(given).total == expected
     assert sorted(asked) == sorted(texts)
+    begin(reward, given, [0, 1, 2, 3, 4])  # more than there are helpers: none is waited for
+    reward.forget()
+    assert not reward._ahead._begun
     assert not reward.looks_ahead(False)  # on the sampler's own processors there is nothing to gain
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
-def test_a_classifier_scores_ahead(inputs: Inputs, neural: str, batch_size: int) -> None:
+def test_a_classifier_scores_ahead(
+    inputs: Inputs, neural: str, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = inputs(["42", "", "it is forty-two", "7", "no"])
     reward = component("reward", "neural", model=neural, device="cpu", batch_size=batch_size)
     expected = reward(given).total
+    run: list[int] = []
+    logits = Classifier.logits
+
+    def counted(self: Classifier, texts: Any) -> Any:
+        run.append(len(texts))
+        return logits(self, texts)
+
+    monkeypatch.setattr(Classifier, "logits", counted)
     begin(reward, given, [4, 1, 3])
     assert reward(given).total == pytest.approx(expected, abs=1e-5)
-    begin(reward, given, [2])
+    ahead = 3 // batch_size
+    assert run[:ahead] == [batch_size] * ahead
+    assert sum(run) == len(given)  # none twice
     reward.forget()
-    assert reward(given).total == pytest.approx(expected, abs=1e-5)
+    begin(reward, given, [2, 0])
+    reward.forget()
+    assert not reward._waiting
+    assert not reward._ahead._begun
     assert not reward.looks_ahead(False)
+
+
+def test_a_batch_that_failed_ahead_is_scored_with_the_rest(
+    inputs: Inputs, neural: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = inputs(["42", "7", "no"])
+    reward = component("reward", "neural", model=neural, device="cpu", batch_size=2)
+    expected = reward(given).total
+    logits = Classifier.logits
+    failed: list[int] = []
+
+    def fails_once(self: Classifier, texts: Any) -> Any:
+        if not failed:
+            failed.append(len(texts))
+            raise RuntimeError("no memory")
+        return logits(self, texts)
+
+    monkeypatch.setattr(Classifier, "logits", fails_once)
+    begin(reward, given, [0, 1])
+    assert reward(given).total == pytest.approx(expected, abs=1e-5)
+    assert failed == [2]
 
 
 @pytest.fixture
@@ -207,15 +261,6 @@ def neural(tmp_path: Path) -> str:
     LlamaForSequenceClassification(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     return str(tmp_path)
-
-
-def test_a_forked_process_has_threads_of_its_own() -> None:
-    ahead: Ahead[int] = Ahead(1)
-    assert ahead.submit(partial(int, "3")).result(20) == 3
-    before = ahead._threads
-    ahead._owner -= 1  # as a fork would find it
-    assert ahead.submit(partial(int, "4")).result(20) == 4
-    assert ahead._threads is not before
 
 
 def test_rewards_that_do_not_look_ahead_take_nothing(inputs: Inputs) -> None:

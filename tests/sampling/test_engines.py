@@ -136,7 +136,9 @@ def test_new_weights_are_seen(policy: Policy) -> None:
         weight.copy_(kept)
 
 
-def test_finished_rows_cost_nothing(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_few_rows_the_finished_cost_nothing(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run: list[int] = []
     decode = DecoderEngine.decode
 
@@ -164,7 +166,7 @@ def test_rows_leave_so_that_a_call_runs_through_few_numbers(
         return decode(self, tokens)
 
     monkeypatch.setattr(DecoderEngine, "decode", counted)
-    monkeypatch.setattr(static, "SIZES", sizes)
+    monkeypatch.setattr(static, "SIZES", {"cpu": sizes})
     found = sample(policy, "auto", PROMPTS)
     assert_same(found, expected)
     lengths = found.mask.sum(dim=1)
@@ -172,13 +174,14 @@ def test_rows_leave_so_that_a_call_runs_through_few_numbers(
     assert run == [min(n for n in numbers if n >= count) for count in alive]
 
 
-@pytest.mark.parametrize("engine", ["auto", "plain"])
+@pytest.mark.parametrize("engine", ["auto", "plain", "recorded"])
 @pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize("stop", [(), ("9",)])
 def test_completions_are_told_as_they_end(
     policy: Policy, engine: str, every: int, stop: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(static, "CHECK_EVERY", {"cpu": every})
+    monkeypatch.setattr(static, "SIZES", {"cpu": 2})  # finished rows stay among the running ones
     told: dict[int, list[int]] = {}
 
     def finished(places: list[int], ids: torch.Tensor, mask: torch.Tensor) -> None:
@@ -188,10 +191,13 @@ def test_completions_are_told_as_they_end(
 
     first, samples = 2, 4  # the last two of four prompts, which stand at places 8 to 15
     draw = Draw(3, (0,), samples, first=first, total=4, finished=finished)
-    sampler = component("sampler", "static", max_new_tokens=20, stop=list(stop))
-    decoder = policy.decoder
-    monkeypatch.setattr(policy, "decoder", decoder if engine == "auto" else None)
+    sampler = component(
+        "sampler", "static", max_new_tokens=20, stop=list(stop), cuda_graphs=engine == "recorded"
+    )
+    monkeypatch.setattr(policy, "decoder", None if engine == "plain" else policy.decoder)
     found = sampler(policy, PROMPTS[first:], draw)
+    alone = sampler(policy, PROMPTS[first:], replace(draw, finished=None))
+    assert_same(found, alone)
     whole = [ids[m].tolist() for ids, m in zip(found.completion_ids, found.mask, strict=True)]
     known = 19 // every * every  # tokens at the last look before the limit
     assert told == {

@@ -441,6 +441,50 @@ def test_a_sampler_that_fails_leaves_nothing_begun(
     assert not reward._ahead._begun
 
 
+def test_a_reward_that_fails_leaves_nothing_begun(
+    policy: Policy, judge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector = judged(policy, judge, 2)
+    reward = collector.run.reward
+    forget, forgot = type(reward).forget, []
+
+    def interrupted(self: Any, inputs: Any) -> Any:
+        assert reward._ahead._begun
+        raise KeyboardInterrupt
+
+    def seen(self: Any) -> None:
+        forget(self)
+        forgot.append(len(reward._ahead._begun))
+
+    monkeypatch.setattr(type(reward), "__call__", interrupted)
+    monkeypatch.setattr(type(reward), "forget", seen)
+    with pytest.raises(KeyboardInterrupt):
+        collector.collect(1)
+    assert forgot == [0]
+
+
+def test_a_call_that_begins_again_has_nothing_scored_twice(
+    policy: Policy, judge: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector = judged(policy, judge, 2)
+    begin, begun = type(collector.run.reward).ahead, []
+
+    def fails_once(self: Any, completions: Any, examples: Any, elsewhere: bool) -> None:
+        begin(self, completions, examples, elsewhere)
+        if completions:
+            begun.append(len(completions))
+        if len(begun) == 1:
+            begun.append(0)
+            raise MemoryError
+
+    monkeypatch.setattr(type(collector.run.reward), "ahead", fails_once)
+    with pytest.warns(UserWarning, match="out of memory while sampling"):
+        found = collector.collect(1).rollouts
+    assert collector.room.prompts == 2
+    assert sorted(c for c, _ in judge.calls) == sorted(found.texts)
+    assert scored(found).flatten().tolist() == [float(len(text)) for text in found.texts]
+
+
 def test_nothing_is_told_where_the_reward_does_not_look_ahead(policy: Policy, judge: Any) -> None:
     assert judged(policy, judge, 1)._finished([0, 1]) is None
     assert judged(policy, judge, 2)._finished([0, 1]) is not None

@@ -3,7 +3,6 @@ still runs others."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
@@ -16,21 +15,20 @@ T = TypeVar("T")
 class Ahead(Generic[T]):
     """Calls in threads, and which of them a completion's score will come from.
 
-    A reward puts what it begins, takes it when it is asked for the score, and forgets what nobody
-    asked for, so that nothing is handed out in another step.
+    Its threads live from the first call to `forget`, with which a step ends.
     """
 
     def __init__(self, workers: int) -> None:
         """`workers` calls run at a time."""
-        self.workers, self._owner = workers, os.getpid()
-        self._threads = ThreadPoolExecutor(workers)
+        self.workers = workers
+        self._threads: ThreadPoolExecutor | None = None
         # the example is kept beside its id, which so remains its own
         self._begun: dict[tuple[str, int], list[tuple[Example, Future[T], int]]] = {}
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
         """Queues a call."""
-        if self._owner != os.getpid():  # a forked process has none of the threads
-            self.__init__(self.workers)  # type: ignore[misc]
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self.workers)
         return self._threads.submit(call)
 
     def put(self, completion: str, example: Example, future: Future[T], place: int = 0) -> None:
@@ -40,11 +38,11 @@ class Ahead(Generic[T]):
     def take(self, completion: str, example: Example) -> tuple[Future[T], int] | None:
         """Where its score comes from, said once for each time it was put; None: nowhere yet."""
         begun = self._begun.get((completion, id(example)))
-        return begun.pop()[1:] if begun else None
+        return begun.pop(0)[1:] if begun else None
 
     def forget(self) -> None:
-        """Drops what was put and not taken; what of it has not started will not."""
-        begun, self._begun = self._begun, {}
-        for found in begun.values():
-            for _, future, _ in found:
-                future.cancel()
+        """Drops what was begun: what has not started will not, and what runs is not waited for."""
+        self._begun = {}
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads = None

@@ -74,11 +74,13 @@ class Reward(ABC):
         self, completions: Sequence[str], examples: Sequence[Example], elsewhere: bool
     ) -> None:
         """Begins to score completions beside the sampler's work, where `looks_ahead`. `__call__` is
-        asked for them afterwards all the same, and gives what it would have given."""
+        asked for them afterwards all the same, and gives what it would have given. Without any, it
+        loads what scoring needs."""
         return
 
     def forget(self) -> None:
-        """Drops what was begun ahead and will not be asked for."""
+        """Drops what was begun ahead; whoever called `ahead` does, when all is scored or when
+        something went wrong."""
         return
 
     @property

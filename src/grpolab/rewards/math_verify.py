@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
@@ -87,17 +87,16 @@ class MathVerify(Reward):
         """One score for each of the N completions."""
         self._pool.start()  # outside the guard: a helper that cannot start ends the run
         pairs = list(zip(inputs.completions, inputs.examples, strict=True))
-        futures = [self._begun(completion, example) for completion, example in pairs]
+        threads = ThreadPoolExecutor(self._helpers)
         try:
+            futures = [self._future(threads, c, e) for c, e in pairs]
             calls = [
                 partial(self._score, future, example)
                 for future, (_, example) in zip(futures, pairs, strict=True)
             ]
             return Scores([self._guard.score(call) for call in calls])
         finally:
-            for future in futures:
-                future.cancel()
-            self.forget()
+            threads.shutdown(cancel_futures=True)
 
     def looks_ahead(self, elsewhere: bool) -> bool:
         """Where the helpers have processors that the sampler does not use."""
@@ -107,19 +106,20 @@ class MathVerify(Reward):
         self, completions: Sequence[str], examples: Sequence[Example], elsewhere: bool
     ) -> None:
         """Sends them to the helpers."""
-        self._pool.start()
         for completion, example in zip(completions, examples, strict=True):
-            self._ahead.put(completion, example, self._begin(completion, example))
+            future = self._ahead.submit(partial(self._pool, self._request(completion, example)))
+            self._ahead.put(completion, example, future)
 
     def forget(self) -> None:
         self._ahead.forget()
 
-    def _begun(self, completion: str, example: Example) -> Future[float | None]:
-        found = self._ahead.take(completion, example)
-        return self._begin(completion, example) if found is None else found[0]
-
-    def _begin(self, completion: str, example: Example) -> Future[float | None]:
-        return self._ahead.submit(partial(self._pool, self._request(completion, example)))
+    def _future(
+        self, threads: ThreadPoolExecutor, completion: str, example: Example
+    ) -> Future[float | None]:
+        begun = self._ahead.take(completion, example)
+        if begun is not None:
+            return begun[0]
+        return threads.submit(self._pool, self._request(completion, example))
 
     def _request(self, completion: str, example: Example) -> dict[str, Any]:
         return {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
@@ -73,11 +73,10 @@ class Neural(Reward):
         rest = []
         for index, pair in enumerate(pairs):
             begun = self._ahead.take(*pair)
-            if begun is None:
+            if begun is None or begun[0].exception() is not None:  # which fails again, or does not
                 rest.append(index)
             else:
-                scores[index] = self._guard.score(partial(_one_of, *begun))
-        self.forget()
+                scores[index] = begun[0].result()[begun[1]]
         # Alike lengths together: less padding.
         order = sorted(rest, key=lambda index: sum(map(len, texts[index])))
         for start in range(0, len(order), self.batch_size):
@@ -138,14 +137,11 @@ class Neural(Reward):
         return Guard(f"{self.name} ({self.model})")
 
 
-def _one_of(scores: Future[list[float]], place: int) -> float:
-    return scores.result()[place]
-
-
 class Classifier:
     """The loaded model and its tokenizer."""
 
     def __init__(self, settings: Neural) -> None:
+        self._lock = threading.Lock()
         device = _device(settings.device)
         self.tokenizer, self.model = _load(settings)
         self.model = self.model.eval().to(device)
@@ -169,10 +165,15 @@ class Classifier:
 
     @torch.inference_mode()
     def logits(self, texts: Sequence[tuple[str, str]]) -> Tensor:
-        """B pairs of prompt and completion → float32 logits [B, C] on the CPU.
+        """B pairs of prompt and completion → float32 logits [B, C] on the CPU, for one thread at a
+        time.
 
         A pair without a single token has no logits: NaN.
         """
+        with self._lock:  # a batch's padding token stands in the model's configuration
+            return self._logits(texts)
+
+    def _logits(self, texts: Sequence[tuple[str, str]]) -> Tensor:
         tokens = self._tokens([self.text(prompt, completion) for prompt, completion in texts])
         some = [index for index, ids in enumerate(tokens) if ids]
         result = torch.full((len(texts), self.model.config.num_labels), torch.nan)  # [B, C]

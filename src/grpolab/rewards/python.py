@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar
@@ -32,7 +32,9 @@ class PythonReward(Reward):
 
     A function that waits, for a model's server or a sandbox, is better called several times at
     once: with `workers` above 1 it is called in so many threads, from the moment a completion has
-    ended, while others are still sampled (sampler static). It has to bear that.
+    ended, while others are still sampled (sampler static). It has to bear that. A call whose time
+    is up while it waits goes on in its thread until it returns: give what it waits for a time limit
+    of its own, too.
     """
 
     name: ClassVar[str] = "python"
@@ -64,21 +66,22 @@ class PythonReward(Reward):
         return Scores([self._guard.score(partial(function, c, e)) for c, e in together])
 
     def _at_once(self, together: list[tuple[str, Example]]) -> list[float]:
-        futures = [self._begun(completion, example) for completion, example in together]
+        threads = ThreadPoolExecutor(self.workers)
         try:
+            futures = [self._future(threads, c, e) for c, e in together]
             return [self._guard.score(future.result) for future in futures]
         finally:
-            for future in futures:
-                future.cancel()
-            self.forget()
+            threads.shutdown(cancel_futures=True)
 
-    def _begun(self, completion: str, example: Example) -> Future[Any]:
-        found = self._ahead.take(completion, example)
-        return self._begin(completion, example) if found is None else found[0]
+    def _future(
+        self, threads: ThreadPoolExecutor, completion: str, example: Example
+    ) -> Future[Any]:
+        begun = self._ahead.take(completion, example)
+        return threads.submit(self._one, completion, example) if begun is None else begun[0]
 
-    def _begin(self, completion: str, example: Example) -> Future[Any]:
+    def _one(self, completion: str, example: Example) -> Any:
         call = partial(self._function, completion, example, **self.arguments)
-        return self._ahead.submit(partial(limited, call, self.time_limit))
+        return limited(call, self.time_limit)
 
     def looks_ahead(self, elsewhere: bool) -> bool:
         """Where it is called in threads."""
@@ -89,7 +92,8 @@ class PythonReward(Reward):
     ) -> None:
         """Calls the function."""
         for completion, example in zip(completions, examples, strict=True):
-            self._ahead.put(completion, example, self._begin(completion, example))
+            future = self._ahead.submit(partial(self._one, completion, example))
+            self._ahead.put(completion, example, future)
 
     def forget(self) -> None:
         self._ahead.forget()

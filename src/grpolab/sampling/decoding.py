@@ -43,8 +43,8 @@ class DecoderEngine:
     """Rows of completions that share the keys and values of their prompt.
 
     A prompt is held once, however many completions read it. Rows stand in slots of one allocated
-    cache; a row that finishes is overwritten by the last one, so the running ones are always a
-    prefix, and a step costs nothing for those that are gone.
+    cache; a row that leaves is overwritten by the last one, so those that stay are always a prefix,
+    and a step costs nothing for those that are gone.
     """
 
     moves_cheaply = True

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from grpolab.policy.policy import Policy
 
 COMPACT_BELOW = 0.75  # rows alive / rows run, below which a cache is rebuilt without the rest
-SIZES = 16
+SIZES = {"cpu": 16}
 """Numbers of rows that a call runs through where dropping one is cheap: at each new one oneDNN
-compiles its kernels, which in a model's first steps took as long as running them."""
+compiles its kernels, which took a third of a small model's first steps. Elsewhere: any."""
 CHECK_EVERY = {"cpu": 1}  # elsewhere asking how many rows are alive waits for the device: every 8
 
 
@@ -214,7 +214,8 @@ class _Decoding:
     def _staying(self, alive: int, running: int) -> int:
         """How many of the running rows stay, of which so many are alive."""
         if self.engine.moves_cheaply:
-            size = -(-len(self.ids) // SIZES)
+            most = SIZES.get(self.device.type, len(self.ids))
+            size = -(-len(self.ids) // most)
             return min(running, -(-alive // size) * size)
         return alive if alive <= COMPACT_BELOW * running else running
 

@@ -133,11 +133,16 @@ class Collector:
         elsewhere = self.policy.device.type != "cpu"
         if not (isinstance(reward, Reward) and reward.looks_ahead(elsewhere)):
             return None
+        told: set[int] = set()  # a call that ran out of memory begins again
 
         def tell(places: list[int], ids: Tensor, mask: Tensor) -> None:
-            examples = [self.examples.train[indices[place // group]] for place in places]
-            reward.ahead(self.policy.encoder.decode(ids, mask), examples, elsewhere)
+            texts = self.policy.encoder.decode(ids, mask)
+            new = {p: text for p, text in zip(places, texts, strict=True) if p not in told}
+            told.update(new)
+            examples = [self.examples.train[indices[place // group]] for place in new]
+            reward.ahead(list(new.values()), examples, elsewhere)
 
+        reward.ahead([], [], elsewhere)
         return tell
 
     def _joined(self, own: Rollouts | None, verified: list[float]) -> tuple[Rollouts, list[float]]:
@@ -169,13 +174,12 @@ class Collector:
             try:
                 with self.clock("sample"):
                     own = self._sample(indices, step, round_)
-            except BaseException:  # or what was begun is waited for at the process's end
+                with self.clock("score"):
+                    noise = self._reward_noise(len(indices), step, round_)
+                    return own, [] if own is None else self._score(own, noise)
+            finally:  # what is left over would be waited for at the process's end
                 if isinstance(self.run.reward, Reward):
                     self.run.reward.forget()
-                raise
-            with self.clock("score"):
-                noise = self._reward_noise(len(indices), step, round_)
-                return own, [] if own is None else self._score(own, noise)
 
     def _noise(self, rollouts: Rollouts, step: int, round_: int) -> Tensor:
         """[P, G], a stream of its own, so that no selection shifts another draw."""
