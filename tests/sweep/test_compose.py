@@ -195,3 +195,15 @@ def test_a_seed_that_is_no_plain_number_is_hydra_s_affair() -> None:
     assert one("seed=0x1f")["seed"] == one("seed='0x1f'")["seed"]
     assert one("seed=1", "seed=2")["seed"] == 2
     assert one("seed=${steps}", "steps=5")["seed"] == 5
+
+
+def test_new_entries_of_a_table_are_given_one_by_one() -> None:
+    base = ["reward=python", "reward.function=math:sqrt"]
+    message = (
+        r"^reward\.arguments: \{scale: 2\} given; allowed: each new entry by itself, "
+        r"as \+reward\.arguments\.NAME=VALUE\.$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        expand(parse_command([*base, "reward.arguments={scale: 2}"]))
+    found = expand(parse_command([*base, "+reward.arguments.scale=2"])).jobs[0].raw
+    assert found["reward"]["arguments"] == {"scale": 2}

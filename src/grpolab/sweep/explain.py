@@ -67,6 +67,8 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     group, _, name = key.partition(".")
     if name and (group in SETTINGS or group in COMPONENTS):
         owner, allowed = _settings(group, overrides)
+        if name in allowed:  # a table, whose new entries Hydra wants one by one
+            return f"{key}: {given} given; allowed: each new entry by itself, as +{key}.NAME=VALUE."
         listed = ", ".join(f"{group}.{a}" for a in allowed) or "none"
         hint = nearest(name, allowed) or "."
         return f"{key}: unknown setting{owner} (given {given}); allowed: {listed}{hint}"
