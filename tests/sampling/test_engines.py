@@ -136,9 +136,8 @@ def test_new_weights_are_seen(policy: Policy) -> None:
         weight.copy_(kept)
 
 
-def test_of_few_rows_the_finished_cost_nothing(
-    policy: Policy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def rows_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each decode step runs, from now on."""
     run: list[int] = []
     decode = DecoderEngine.decode
 
@@ -147,6 +146,13 @@ def test_of_few_rows_the_finished_cost_nothing(
         return decode(self, tokens)
 
     monkeypatch.setattr(DecoderEngine, "decode", counted)
+    return run
+
+
+def test_of_few_rows_the_finished_cost_nothing(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = rows_run(monkeypatch)
     found = sample(policy, "auto", PROMPTS)
     lengths = found.mask.sum(dim=1)
     # step t runs the rows that have a token t + 1 still to come
@@ -158,14 +164,7 @@ def test_rows_leave_so_that_a_call_runs_through_few_numbers(
     policy: Policy, sizes: int, numbers: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = sample(policy, "plain", PROMPTS)
-    run: list[int] = []
-    decode = DecoderEngine.decode
-
-    def counted(self: DecoderEngine, tokens: torch.Tensor) -> torch.Tensor:
-        run.append(len(tokens))
-        return decode(self, tokens)
-
-    monkeypatch.setattr(DecoderEngine, "decode", counted)
+    run = rows_run(monkeypatch)
     monkeypatch.setattr(static, "SIZES", {"cpu": sizes})
     found = sample(policy, "auto", PROMPTS)
     assert_same(found, expected)

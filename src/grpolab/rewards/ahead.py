@@ -31,6 +31,17 @@ class Ahead(Generic[T]):
             self._threads = ThreadPoolExecutor(self.workers)
         return self._threads.submit(call)
 
+    def begin(self, completion: str, example: Example, call: Callable[[], T]) -> None:
+        """Queues the call that gives a completion's score."""
+        self.put(completion, example, self.submit(call))
+
+    def begun(
+        self, threads: ThreadPoolExecutor, completion: str, example: Example, call: Callable[[], T]
+    ) -> Future[T]:
+        """The call that was begun for a completion; where none was, in these threads now."""
+        found = self.take(completion, example)
+        return threads.submit(call) if found is None else found[0]
+
     def put(self, completion: str, example: Example, future: Future[T], place: int = 0) -> None:
         """Says which call a completion's score will come from, and its place there."""
         self._begun.setdefault((completion, id(example)), []).append((example, future, place))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -89,7 +89,7 @@ class MathVerify(Reward):
         pairs = list(zip(inputs.completions, inputs.examples, strict=True))
         threads = ThreadPoolExecutor(self._helpers)
         try:
-            futures = [self._future(threads, c, e) for c, e in pairs]
+            futures = [self._ahead.begun(threads, c, e, self._call(c, e)) for c, e in pairs]
             calls = [
                 partial(self._score, future, example)
                 for future, (_, example) in zip(futures, pairs, strict=True)
@@ -107,19 +107,13 @@ class MathVerify(Reward):
     ) -> None:
         """Sends them to the helpers."""
         for completion, example in zip(completions, examples, strict=True):
-            future = self._ahead.submit(partial(self._pool, self._request(completion, example)))
-            self._ahead.put(completion, example, future)
+            self._ahead.begin(completion, example, self._call(completion, example))
 
     def forget(self) -> None:
         self._ahead.forget()
 
-    def _future(
-        self, threads: ThreadPoolExecutor, completion: str, example: Example
-    ) -> Future[float | None]:
-        begun = self._ahead.take(completion, example)
-        if begun is not None:
-            return begun[0]
-        return threads.submit(self._pool, self._request(completion, example))
+    def _call(self, completion: str, example: Example) -> Callable[[], float | None]:
+        return partial(self._pool, self._request(completion, example))
 
     def _request(self, completion: str, example: Example) -> dict[str, Any]:
         return {

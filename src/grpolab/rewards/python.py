@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar
@@ -68,16 +68,12 @@ class PythonReward(Reward):
     def _at_once(self, together: list[tuple[str, Example]]) -> list[float]:
         threads = ThreadPoolExecutor(self.workers)
         try:
-            futures = [self._future(threads, c, e) for c, e in together]
+            futures = [
+                self._ahead.begun(threads, c, e, partial(self._one, c, e)) for c, e in together
+            ]
             return [self._guard.score(future.result) for future in futures]
         finally:
             threads.shutdown(cancel_futures=True)
-
-    def _future(
-        self, threads: ThreadPoolExecutor, completion: str, example: Example
-    ) -> Future[Any]:
-        begun = self._ahead.take(completion, example)
-        return threads.submit(self._one, completion, example) if begun is None else begun[0]
 
     def _one(self, completion: str, example: Example) -> Any:
         call = partial(self._function, completion, example, **self.arguments)
@@ -92,8 +88,7 @@ class PythonReward(Reward):
     ) -> None:
         """Calls the function."""
         for completion, example in zip(completions, examples, strict=True):
-            future = self._ahead.submit(partial(self._one, completion, example))
-            self._ahead.put(completion, example, future)
+            self._ahead.begin(completion, example, partial(self._one, completion, example))
 
     def forget(self) -> None:
         self._ahead.forget()
